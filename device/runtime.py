@@ -1,0 +1,613 @@
+"""The one file that talks to llama.cpp: load, tokenise, stream, score, attach adapters."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp.llama_cpp as native
+import numpy as np
+
+from engrain.device import batching
+from engrain.device.sampling import Sampler, TextAssembler
+from engrain.device.template import ChatTemplate, Message
+from engrain.quant.errors import EngrainError
+
+_GGML_LOG_LEVEL_ERROR = 4  # as in ggml.h; the binding's own comment has the numbers of an older one
+_BATCH = 512  # tokens evaluated at once
+_WIDTH = 16  # prompts continued side by side by generate_batch
+_BATCH_CELLS = 8192  # tokens whose keys and values generate_batch may hold
+_PROBE = "The first thing that I would like to say about it is that"
+
+
+class ModelError(EngrainError):
+    """llama.cpp can't load or run this model or adapter."""
+
+
+class PromptTooLong(ModelError):
+    """The prompt leaves no room for a reply in the context."""
+
+    def __init__(self, prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"the prompt is {prompt_tokens} tokens long and the context holds {n_ctx}: "
+            "shorten it, or raise the context size"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.n_ctx = n_ctx
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said. `finished`: it ended by itself, not by max_tokens or the context's end."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finished: bool
+
+
+class _NativeLog:
+    """llama.cpp's log: nothing reaches the terminal, and the last errors are kept to be quoted."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=8)
+        self._callback = native.llama_log_callback(self._receive)  # must outlive its use by llama.cpp
+        native.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes | None, _: Any) -> None:
+        if level == _GGML_LOG_LEVEL_ERROR and text:
+            self._errors.append(text.decode("utf-8", "replace"))
+
+    def clear(self) -> None:
+        self._errors.clear()
+
+    def reason(self) -> str:
+        """The first error since `clear`, which names the cause, without the function that logged it."""
+        for line in self._errors:
+            return " ".join(line.split(": ", 1)[-1].split())[:300]
+        return "llama.cpp gives no reason"
+
+
+_log = _NativeLog()
+
+
+class _Context:
+    """One llama_context: the keys and values of some sequences, and the batches that fill them."""
+
+    def __init__(self, model: int, n_vocab: int, n_ctx: int, n_sequences: int, n_threads: int) -> None:
+        params = native.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(_BATCH, n_ctx)
+        params.n_seq_max = n_sequences
+        params.n_outputs_max_per_seq = 0  # no limit: logits() asks for every position
+        params.kv_unified = True  # sequences share cells, so a common prefix is held once
+        params.n_threads = params.n_threads_batch = n_threads
+        _log.clear()
+        self._pointer = native.llama_init_from_model(model, params)
+        if not self._pointer:
+            raise ModelError(
+                f"llama.cpp can't make a context of {n_ctx} tokens: {_log.reason()}; try a smaller one"
+            )
+        self._memory = native.llama_get_memory(self._pointer)
+        self._n_vocab = n_vocab
+        self._n_batch = int(native.llama_n_batch(self._pointer))
+        # The batch's arrays live here and are filled in place; every token belongs to one sequence.
+        size = self._n_batch
+        self._tokens, self._positions, self._sequences = np.zeros((3, size), dtype=np.int32)
+        self._flags = np.zeros(size, dtype=np.int8)
+        self._ones = np.ones(size, dtype=np.int32)
+        self._sequence_pointers = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+
+    def decode(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, outputs: np.ndarray
+    ) -> np.ndarray:
+        """Evaluate tokens (n,) of the given sequences; logits (n_outputs, n_vocab) float32 where flagged."""
+        rows = np.empty((int(outputs.sum()), self._n_vocab), dtype=np.float32)
+        filled = 0
+        for start in range(0, len(tokens), self._n_batch):
+            part = slice(start, min(start + self._n_batch, len(tokens)))
+            size = part.stop - start
+            self._tokens[:size] = tokens[part]
+            self._positions[:size] = positions[part]
+            self._sequences[:size] = sequences[part]
+            self._flags[:size] = outputs[part]
+            code = native.llama_decode(self._pointer, self._batch(size))
+            if code != 0:
+                raise ModelError(
+                    f"llama.cpp failed on a batch of {size} tokens (code {code}): {_log.reason()}"
+                )
+            count = int(self._flags[:size].sum())
+            if count:
+                logits = native.llama_get_logits(self._pointer)
+                rows[filled : filled + count] = np.ctypeslib.as_array(logits, (count, self._n_vocab))
+                filled += count
+        return rows
+
+    def _batch(self, size: int) -> Any:
+        integers = ctypes.POINTER(ctypes.c_int32)
+        return native.llama_batch(
+            n_tokens=size,
+            token=self._tokens.ctypes.data_as(integers),
+            pos=self._positions.ctypes.data_as(integers),
+            n_seq_id=self._ones.ctypes.data_as(integers),
+            seq_id=self._sequence_pointers.ctypes.data_as(ctypes.POINTER(integers)),
+            logits=self._flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Keep the first `length` tokens of a sequence; False if the model's memory can't be cut there."""
+        return bool(native.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Let `target` begin with all tokens of `source`."""
+        native.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def clear(self) -> None:
+        native.llama_memory_clear(self._memory, True)
+
+    def set_adapter(self, adapter: Any | None, scale: float) -> bool:
+        """Serve with this adapter alone, or with none."""
+        count = 0 if adapter is None else 1
+        adapters = (native.llama_adapter_lora_p_ctypes * count)()
+        scales = (ctypes.c_float * count)()
+        if adapter is not None:
+            adapters[0], scales[0] = adapter, scale
+        return native.llama_set_adapters_lora(self._pointer, adapters, count, scales) == 0
+
+    def close(self) -> None:
+        native.llama_free(self._pointer)
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """A LoRA adapter that llama.cpp has loaded."""
+
+    pointer: Any
+    scale: float
+    name: str
+
+
+class Runtime:
+    """A GGUF model served by llama.cpp, with at most one LoRA adapter. One caller at a time: no locks."""
+
+    def __init__(self, path: Path, model: int, n_ctx: int, n_threads: int) -> None:
+        """Takes over a loaded llama_model; use `Runtime.load`."""
+        self.path = path
+        self._model: int | None = model
+        self._vocab = native.llama_model_get_vocab(model)
+        self.n_vocab = int(native.llama_vocab_n_tokens(self._vocab))
+        self.n_ctx = n_ctx
+        self._n_threads = n_threads
+        self._bos = int(native.llama_vocab_bos(self._vocab))
+        self._template = ChatTemplate(
+            self._template_source(), *map(self._token_text, (self._bos, self._eos()))
+        )
+        self._pieces: dict[int, bytes] = {}
+        self._attached: _Attached | None = None
+        self._held: list[int] = []  # tokens whose keys and values the main context holds
+        self._main = _Context(model, self.n_vocab, n_ctx, 1, n_threads)
+
+    @classmethod
+    def load(cls, path: str | Path, n_ctx: int = 2048, n_threads: int | None = None) -> Runtime:
+        """Load a GGUF, memory-mapped. n_ctx in tokens, capped to what the model was trained on.
+
+        ModelError when llama.cpp can't load it, or it isn't a decoder that chats.
+        """
+        path = Path(path)
+        if n_ctx < 1:
+            raise ModelError(f"a context of {n_ctx} tokens is too small: give 1 or more")
+        if not path.is_file():
+            raise ModelError(f"there is no model file {path}: `engrain model list` shows those there are")
+        native.llama_backend_init()
+        params = native.llama_model_default_params()
+        params.load_mode = native.LLAMA_LOAD_MODE_MMAP
+        params.use_extra_bufts = not _has_amx()
+        _log.clear()
+        model = native.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise ModelError(f"llama.cpp can't load {path}: {_log.reason()}; choose another model file")
+        try:
+            _check_decoder(path, model)
+            capped = min(n_ctx, int(native.llama_model_n_ctx_train(model)))
+            return cls(path, model, capped, n_threads or physical_cores())
+        except BaseException:
+            native.llama_model_free(model)
+            raise
+
+    def close(self) -> None:
+        """Free everything. Closing twice is fine; anything else after it raises ModelError."""
+        if self._model is None:
+            return
+        self.detach()
+        self._main.close()
+        native.llama_model_free(self._model)
+        self._model = None
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> int:
+        if self._model is None:
+            raise ModelError(f"the model {self.path.name} is closed: load it again")
+        return self._model
+
+    # Text and tokens
+
+    def tokenize(self, text: str, special: bool = False, bos: bool = False) -> list[int]:
+        """Token ids. special: read "<|im_end|>" and the like as control tokens; bos: put BOS first."""
+        self._check_open()
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 8  # a token is at least a byte, but a space may be put first
+        while True:
+            buffer = (native.llama_token * size)()
+            count = native.llama_tokenize(self._vocab, data, len(data), buffer, size, False, special)
+            if count >= 0:
+                tokens = list(buffer[:count])
+                return [self._bos, *tokens] if bos and self._bos >= 0 else tokens
+            if -count <= size:
+                raise ModelError("llama.cpp can't tokenise with this model: it has no usable vocabulary")
+            size = -count
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens as it is streamed: control tokens are silent."""
+        return b"".join(map(self._piece, tokens)).decode("utf-8", "replace")
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._pieces:
+            self._pieces[token] = self._token_bytes(token, special=False)
+        return self._pieces[token]
+
+    def _token_bytes(self, token: int, special: bool) -> bytes:
+        self._check_open()
+        if not 0 <= token < self.n_vocab:
+            raise ModelError(f"token {token} is not in the model's vocabulary of {self.n_vocab}")
+        size = 32
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = native.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def _token_text(self, token: int) -> str:
+        return self._token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _eos(self) -> int:
+        return int(native.llama_vocab_eos(self._vocab))
+
+    def _is_end(self, token: int) -> bool:
+        self._check_open()
+        return bool(native.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model brings a chat template; without one a plain "User: … Assistant: …" serves."""
+        return self._template.source is not None
+
+    def _template_source(self) -> str | None:
+        source = native.llama_model_chat_template(self._model, None)
+        return source.decode("utf-8", "replace") if source else None
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The messages as the model's chat template writes them."""
+        return self._template.render(messages, add_generation_prompt)
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Exactly the token ids that are served for these messages, up to where the reply begins."""
+        return self._rendered_tokens(self.render(messages))
+
+    def _rendered_tokens(self, text: str) -> list[int]:
+        tokens = self.tokenize(text, special=True)
+        wants_bos = self._bos >= 0 and native.llama_vocab_get_add_bos(self._vocab)
+        return [self._bos, *tokens] if wants_bos and tokens[:1] != [self._bos] else tokens
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends an assistant turn: the one that the template writes, else EOT, else EOS."""
+        turn: list[Message] = [{"role": "user", "content": "a"}]
+        if self.has_template:
+            prompt = self.render(turn)
+            whole = self.render([*turn, {"role": "assistant", "content": "b"}], add_generation_prompt=False)
+            written = self.tokenize(whole[batching.common_prefix(prompt, whole) :], special=True)
+            for token in written:
+                if self._is_end(token):
+                    return token
+        eot = int(native.llama_vocab_eot(self._vocab))
+        return eot if eot >= 0 else self._eos()
+
+    # Generation
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        top_p: float = 0.95,
+        on_finish: Callable[[Reply], None] | None = None,
+    ) -> Generator[str, None, None]:
+        """The reply in pieces of whole characters; PromptTooLong before the first.
+
+        What the context already holds of the prompt isn't evaluated again. `on_finish` gets the whole reply
+        before the iterator ends, and nothing if the caller stops early.
+        """
+        prompt = self.prompt_tokens(messages)
+        self._check_fits(prompt)
+        sampler = Sampler(temperature, top_p, seed)
+        return self._stream(prompt, max_tokens, sampler, on_finish)
+
+    def _stream(
+        self, prompt: list[int], max_tokens: int, sampler: Sampler, on_finish: Callable[[Reply], None] | None
+    ) -> Generator[str, None, None]:
+        assembler = TextAssembler(self._template.stop)
+        text, count, finished = [], 0, False
+        for token in self._generate(prompt, max_tokens, sampler):
+            count += 1
+            finished = self._is_end(token)
+            piece = "" if finished else assembler.feed(self._piece(token))
+            if piece:
+                text.append(piece)
+                yield piece
+            if assembler.stopped:
+                finished = True
+                break
+        if rest := "" if assembler.stopped else assembler.rest():
+            text.append(rest)
+            yield rest
+        if on_finish is not None:
+            on_finish(Reply("".join(text), len(prompt), count, finished))
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        top_p: float = 0.95,
+    ) -> Reply:
+        """The whole reply."""
+        replies: list[Reply] = []
+        for _ in self.stream(
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            top_p=top_p,
+            on_finish=replies.append,
+        ):
+            pass
+        return replies[0]
+
+    def complete_tokens(
+        self, prompt: Sequence[int], max_tokens: int, temperature: float = 0.0, seed: int | None = None
+    ) -> list[int]:
+        """Continue raw token ids; the new ones, without the token that ended them."""
+        self._check_fits(prompt)
+        tokens = self._generate(list(prompt), max_tokens, Sampler(temperature, seed=seed))
+        return [token for token in tokens if not self._is_end(token)]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stop_at_newline: bool = False,
+    ) -> list[list[int]]:
+        """Continue many prompts (token ids) side by side: about twice the tokens a second on two cores.
+
+        Returns the new tokens of each, without the end of turn, or up to a line's end, which is left out where it
+        is a token by itself. A prompt's random choices depend on the seed and its place in the list. Sums run in
+        another order than in `complete_tokens`: near ties may fall otherwise.
+        """
+        if not prompts or max_tokens < 1:
+            return [[] for _ in prompts]
+        for prompt in prompts:
+            self._check_fits(prompt)
+        shared = batching.shared_prefix(prompts)
+        room = min(max(map(len, prompts)) + max_tokens, self.n_ctx) - shared
+        width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
+        context = _Context(
+            self._check_open(), self.n_vocab, shared + width * room, width + 1, self._n_threads
+        )
+        try:
+            if not self._apply(context):
+                raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
+            seeds = [None if seed is None else (seed, at) for at in range(len(prompts))]
+            return batching.generate(
+                context,
+                prompts,
+                [Sampler(temperature, seed=each) for each in seeds],
+                width=width,
+                max_tokens=max_tokens,
+                n_ctx=self.n_ctx,
+                ends=self._ends_line if stop_at_newline else self._is_end,
+                counts=lambda token: not self._is_end(token) and bool(self._piece(token).strip()),
+            )
+        finally:
+            context.close()
+
+    def _ends_line(self, token: int) -> bool:
+        return self._is_end(token) or b"\n" in self._piece(token)
+
+    def _check_fits(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise ModelError("the prompt has no tokens: give some text")
+        if len(prompt) >= self.n_ctx:
+            raise PromptTooLong(len(prompt), self.n_ctx)
+
+    def _generate(self, prompt: list[int], max_tokens: int, sampler: Sampler) -> Iterator[int]:
+        """New tokens, the ending one included."""
+        tokens = list(prompt)
+        for _ in range(min(max_tokens, self.n_ctx - len(prompt))):
+            token = sampler.choose(self._next_logits(tokens))
+            yield token
+            if self._is_end(token):
+                return
+            tokens.append(token)
+
+    def _next_logits(self, tokens: list[int]) -> np.ndarray:
+        """Logits (n_vocab,) after `tokens`, evaluating only what the context doesn't hold yet.
+
+        Looking at what is held each time keeps a stream right when another runs, or the adapter changes,
+        between two of its pieces.
+        """
+        self._check_open()
+        keep = len(tokens) - 1
+        if self._held != tokens[:-1]:
+            keep = min(batching.common_prefix(self._held, tokens), keep)
+        if not self._main.truncate(0, keep):  # a recurrent state can't be cut
+            self._main.clear()
+            keep = 0
+        return self._extend(keep, tokens[keep:], outputs=1)[0]
+
+    def _extend(self, keep: int, tokens: Sequence[int], outputs: int) -> np.ndarray:
+        """Evaluate tokens after the `keep` that are held; logits (outputs, n_vocab) of the last ones."""
+        held, self._held = self._held[:keep], []  # if interrupted, nothing counts as held
+        size = len(tokens)
+        rows = self._main.decode(
+            np.asarray(tokens, dtype=np.int32),
+            np.arange(keep, keep + size),
+            np.zeros(size, dtype=np.int32),
+            np.arange(size) >= size - outputs,
+        )
+        self._held = [*held, *tokens]
+        return rows
+
+    # Scoring
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits (n_tokens, n_vocab) float32 at every position, from an empty context."""
+        return self._evaluate(tokens, outputs=len(tokens))
+
+    def score(self, prompt: Sequence[int], target: Sequence[int]) -> np.ndarray:
+        """Log-probabilities (n_target,) float64, in nats, of target tokens that follow the prompt."""
+        if not target:
+            return np.zeros(0)
+        if not prompt:
+            raise ModelError("the prompt has no tokens: give at least one")
+        rows = self._evaluate([*prompt, *target[:-1]], outputs=len(target))
+        top = rows.max(axis=1, keepdims=True)
+        total = top[:, 0] + np.log(np.exp(rows - top).sum(axis=1, dtype=np.float64))
+        return rows[np.arange(len(target)), np.asarray(target)].astype(np.float64) - total
+
+    def _evaluate(self, tokens: Sequence[int], outputs: int) -> np.ndarray:
+        self._check_open()
+        if not tokens:
+            return np.zeros((0, self.n_vocab), dtype=np.float32)
+        if len(tokens) > self.n_ctx:
+            raise PromptTooLong(len(tokens), self.n_ctx)
+        self._forget()
+        return self._extend(0, tokens, outputs)
+
+    def _forget(self) -> None:
+        """Drop keys and values: they were made by one adapter and one text."""
+        self._held = []
+        self._main.clear()
+
+    # Adapters
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the attached adapter."""
+        return None if self._attached is None else self._attached.name
+
+    def attach(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> None:
+        """Serve with this GGUF LoRA in place of any before. If llama.cpp refuses: ModelError, no change."""
+        model = self._check_open()
+        path = Path(path)
+        if not path.is_file():
+            raise ModelError(f"there is no adapter file {path}")
+        _log.clear()
+        pointer = native.llama_adapter_lora_init(model, os.fsencode(path))
+        if not pointer:
+            raise ModelError(f"llama.cpp can't load the adapter {path}: {_log.reason()}")
+        before, self._attached = self._attached, _Attached(pointer, scale, name or path.stem)
+        if not self._apply(self._main):
+            self._attached = before
+            self._apply(self._main)
+            native.llama_adapter_lora_free(pointer)
+            raise ModelError(f"llama.cpp can't attach the adapter {path}: {_log.reason()}")
+        self._forget()
+        if before is not None:
+            native.llama_adapter_lora_free(before.pointer)  # only now: no context refers to it any more
+
+    def detach(self) -> None:
+        """Serve the base model alone."""
+        self._check_open()
+        before, self._attached = self._attached, None
+        if before is not None:
+            self._apply(self._main)
+            self._forget()
+            native.llama_adapter_lora_free(before.pointer)
+
+    def _apply(self, context: _Context) -> bool:
+        if self._attached is None:
+            return context.set_adapter(None, 0.0)
+        return context.set_adapter(self._attached.pointer, self._attached.scale)
+
+    def prove_adapter(self, text: str = _PROBE) -> float:
+        """The largest change of a logit that the attached adapter makes on a short text; 0.0: no effect."""
+        if self._attached is None:
+            return 0.0
+        tokens = self.tokenize(text, bos=True)[: self.n_ctx]
+        served = self.logits(tokens)
+        try:
+            self._main.set_adapter(None, 0.0)
+            base = self.logits(tokens)
+        finally:
+            self._apply(self._main)
+            self._forget()
+        return float(np.abs(served - base).max())
+
+
+def _check_decoder(path: Path, model: int) -> None:
+    if native.llama_model_has_encoder(model) or not native.llama_model_has_decoder(model):
+        raise ModelError(f"{path} doesn't hold a decoder that chats: choose another model")
+    if native.llama_vocab_type(native.llama_model_get_vocab(model)) == native.LLAMA_VOCAB_TYPE_NONE:
+        raise ModelError(f"{path} has no vocabulary: choose another model")
+
+
+def _has_amx() -> bool:
+    """Whether llama.cpp would multiply with Intel's AMX tiles: built with some GCC versions it crashes there.
+
+    GCC drops stores that fill the tile configuration (https://github.com/ggml-org/llama.cpp/pull/26954).
+    """
+    return b"AMX_INT8 = 1" in native.llama_print_system_info()
+
+
+def physical_cores() -> int:
+    """Cores for arithmetic: hyper-threads share an arithmetic unit, efficiency cores hold the others up."""
+    if sys.platform == "darwin":
+        for key in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
+            answer = subprocess.run(
+                ["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, check=False
+            )
+            if answer.stdout.strip().isdigit():
+                return max(1, int(answer.stdout))
+    if sys.platform == "linux":
+        usable = os.sched_getaffinity(0)
+        siblings = set()
+        for cpu in usable:
+            try:
+                siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list").read_text())
+            except OSError:
+                return max(1, len(usable))
+        return max(1, len(siblings))
+    return max(1, (os.cpu_count() or 2) // 2)

@@ -1,0 +1,1 @@
+"""Learning: what was said becomes a small adapter. Torch lives here and in quant/blocks.py."""

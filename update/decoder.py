@@ -1,0 +1,214 @@
+"""A decoder in PyTorch over the very GGUF blocks that llama.cpp serves; only LoRA weights are trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from engrain.quant.gguf import GGUFModel
+from engrain.update.architectures import architecture_of
+from engrain.update.attention import Mask, attend
+from engrain.update.lora import LoraGroup
+from engrain.update.pack import Pack
+from engrain.update.rope import Rope, rope_of
+from engrain.update.weights import Matrix, Weights
+
+
+class Norm(nn.Module):
+    """RMS norm in float32 (Zhang and Sennrich, arXiv 1910.07467); Gemma's +1 is already in the GGUF's weight."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Linear(nn.Module):
+    """A frozen base product with its adapters, plus the base's bias if it has one."""
+
+    def __init__(self, base: Matrix, names: list[str], bias: Tensor | None, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.base = base
+        self.lora = LoraGroup(names, base.n_in, base.n_outs, rank, alpha) if rank else None
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.lora(x, self.base) if self.lora is not None else x @ self.base().T
+        return y if self.bias is None else y + self.bias
+
+
+class Layer(nn.Module):
+    """One transformer block on a pack's flat rows (T, n_embd)."""
+
+    def __init__(self, weights: Weights, index: int, rope: Rope, rank: int, alpha: float) -> None:
+        super().__init__()
+        model, self.hyper = weights.model, weights.model.hyper
+        meta, arch = model.metadata, model.architecture
+        self.arch = architecture_of(arch, meta)
+        block = f"blk.{index}."
+
+        def linear(*parts: str) -> Linear:
+            names = [f"{block}{p}.weight" for p in parts]
+            bias = weights.vector(*(f"{block}{p}.bias" for p in parts))
+            return Linear(weights.matrix(*names), names, bias, rank, alpha)
+
+        def norm(name: str) -> Norm | None:
+            weight = weights.vector(f"{block}{name}.weight")
+            return None if weight is None else Norm(weight, self.hyper.norm_eps)
+
+        if self.arch.fused:
+            self.qkv, self.gate_up = linear("attn_qkv"), linear("ffn_up")
+        else:
+            self.qkv, self.gate_up = linear("attn_q", "attn_k", "attn_v"), linear("ffn_gate", "ffn_up")
+        self.out, self.down = linear("attn_output"), linear("ffn_down")
+        self.attn_norm = norm("attn_norm") if self.arch.pre_norm else None
+        self.ffn_norm = norm("ffn_norm") if self.arch.pre_norm else None
+        self.post_attn = norm("post_attention_norm") if self.arch.post_norm else None
+        self.post_ffn = norm("post_ffw_norm") if self.arch.post_norm else None
+        self.q_norm, self.k_norm = (norm("attn_q_norm"), norm("attn_k_norm")) if self.arch.qk_norm else (None, None)
+        self.rope = rope if self.arch.has_rope(index) else None
+        self.windowed = self.arch.is_windowed(index)
+        self.attn_scale = float(meta.get(f"{arch}.attention.scale", 0) or 1 / math.sqrt(self.hyper.head_dim))
+        if arch in ("gemma2", "gemma3") and self.hyper.n_layer in (46, 62):  # 27B: the file doesn't say
+            self.attn_scale = 1 / math.sqrt(self.hyper.n_embd / self.hyper.n_head)
+        self.softcap = float(meta.get(f"{arch}.attn_logit_softcapping", 0.0)) if arch == "gemma2" else 0.0
+        self.residual_scale = float(meta.get(f"{arch}.residual_scale", 0) or 1.0)
+
+    def forward(self, x: Tensor, pack: Pack, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+        h = self._attention(x if self.attn_norm is None else self.attn_norm(x), pack, table, mask)
+        x = self._add(x, h if self.post_attn is None else self.post_attn(h))
+        h = self._feed_forward(x if self.ffn_norm is None else self.ffn_norm(x))
+        return self._add(x, h if self.post_ffn is None else self.post_ffn(h))
+
+    def _add(self, x: Tensor, h: Tensor) -> Tensor:
+        return x + h if self.residual_scale == 1.0 else torch.add(x, h, alpha=self.residual_scale)
+
+    def _attention(self, x: Tensor, pack: Pack, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+        n_q, n_kv, d = self.hyper.n_head, self.hyper.n_head_kv, self.hyper.head_dim
+        q, k, v = self.qkv(x).split([n_q * d, n_kv * d, n_kv * d], dim=-1)
+        if self.q_norm is not None and self.arch.qk_norm == "row":
+            q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
+        q, k, v = q.unflatten(-1, (n_q, d)), k.unflatten(-1, (n_kv, d)), v.unflatten(-1, (n_kv, d))
+        if self.q_norm is not None and self.arch.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
+        if self.rope is not None:
+            q, k = self.rope.rotate(q, table), self.rope.rotate(k, table)
+        return self.out(attend(q, k, v, pack, mask, self.attn_scale, self.softcap).flatten(-2))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        act = F.silu(gate) if self.arch.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return self.down(act * up)
+
+
+class Decoder(nn.Module):
+    """The whole model; `rank` 0 builds it without adapters.
+
+    Args:
+        model: an open GGUF of an architecture in `architectures.ARCHITECTURES`.
+        rank, alpha: of the adapters on every linear layer of every block.
+        dtype: of base weights and activations; None picks bfloat16 where the processor multiplies it fast.
+        resident: keep the base dequantised, or dequantise each layer when it is needed.
+
+    Raises:
+        EngrainError: architecture or block format that cannot be trained.
+    """
+
+    def __init__(
+        self,
+        model: GGUFModel,
+        rank: int = 0,
+        alpha: float = 16.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        resident: bool = True,
+        context: int = 512,
+    ) -> None:
+        super().__init__()
+        arch = architecture_of(model.architecture, model.metadata)
+        self.model, self.resident, self.rank, self.alpha = model, resident, rank, alpha
+        self.dtype = dtype or fast_dtype(device)
+        weights = Weights(model, self.dtype, device, resident)
+        self.rope = rope_of(model, arch.rope, context)
+        self.local_rope = self.rope
+        if arch.local_rope_base is not None:
+            dim = model.hyper.rope_dim
+            base = arch.local_rope_base
+            self.local_rope = Rope(base ** (-torch.arange(0, dim, 2).float() / dim), arch.rope)
+        meta = model.metadata
+        window = meta.get(f"{model.architecture}.attention.sliding_window", 0)
+        self.window = int(window if isinstance(window, (int, float)) else 0)
+        self.layers = nn.ModuleList(
+            Layer(weights, i, self.local_rope if arch.is_windowed(i) else self.rope, rank, alpha)
+            for i in range(model.hyper.n_layer)
+        )
+        self.embedding = weights.matrix("token_embd.weight")
+        self.head = weights.matrix("output.weight") if "output.weight" in model.tensors else self.embedding
+        norm = weights.vector("output_norm.weight")
+        assert norm is not None
+        self.norm = Norm(norm, model.hyper.norm_eps)
+        scale = meta.get(f"{model.architecture}.embedding_scale", 0) or 1.0
+        self.embedding_scale = math.sqrt(model.hyper.n_embd) if arch.scale_embedding else float(scale)
+        self.logit_scale = 1.0 / float(meta.get(f"{model.architecture}.logit_scale", 0) or 1.0)
+        self.final_softcap = float(meta.get(f"{model.architecture}.final_logit_softcapping", 0.0) or 0.0)
+        self.to(device)
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The base model alone, for as long as the context lasts."""
+        for group in self.groups():
+            group.enabled = False
+        try:
+            yield
+        finally:
+            for group in self.groups():
+                group.enabled = True
+
+    def hidden(self, pack: Pack) -> Tensor:
+        """The normed output at the pack's target rows, (K, n_embd)."""
+        x = self.embedding.rows(pack.tokens) * self.embedding_scale
+        tables: dict[int, Any] = {id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)}
+        masks = {w: Mask.of(pack, w, x.dtype) for w in {0, self.window}}
+        for layer in self.layers:
+            table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]
+            mask = masks[self.window if layer.windowed else 0]
+            if self.resident or not torch.is_grad_enabled():
+                x = layer(x, pack, table, mask)
+            else:
+                x = checkpoint(layer, x, pack, table, mask, use_reentrant=False)
+        return self.norm(x[pack.targets])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (K, n_embd) -> logits (K, n_vocab), float32."""
+        return self.finish(hidden @ self.head().T)
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Logit scale and soft cap on raw products, in float32."""
+        raw = raw.float()
+        if self.logit_scale != 1.0:
+            raw = raw * self.logit_scale
+        return raw if not self.final_softcap else self.final_softcap * torch.tanh(raw / self.final_softcap)
+
+    def groups(self) -> list[LoraGroup]:
+        """All adapter groups, in layer order."""
+        return [m for m in self.modules() if isinstance(m, LoraGroup)]
+
+
+def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if torch.device(device).type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32

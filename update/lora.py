@@ -1,0 +1,105 @@
+"""The LoRA layer: y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ over a frozen base weight (Hu et al., arXiv 2106.09685).
+
+One layer serves a group of weights that read the same input (q, k, v; gate and up): their base rows are
+stacked, so that one product does the work of three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x (T, in), lora_a (k·r, in), lora_b k × (out_i, r) -> (T, sum of out_i); no gradient for the base.
+
+    `base` is called for the weight in forward and again in backward, so that a quantised base need not stay
+    dequantised between the two.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, base: Callable[[], Tensor], scale: float, lora_a: Tensor, *lora_b: Tensor
+    ) -> Tensor:
+        low_a = lora_a.to(x.dtype)
+        inner = x @ low_a.T
+        y = x @ base().T
+        rank = lora_a.shape[0] // len(lora_b)
+        row = 0
+        for i, b in enumerate(lora_b):
+            part = y[:, row : row + b.shape[0]]
+            part.addmm_(inner[:, i * rank : (i + 1) * rank], b.to(x.dtype).T, alpha=scale)
+            row += b.shape[0]
+        ctx.base, ctx.scale, ctx.needs_x = base, scale, ctx.needs_input_grad[0]
+        ctx.save_for_backward(x, inner, lora_a, *lora_b)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, inner, lora_a, *lora_b = ctx.saved_tensors
+        rank = lora_a.shape[0] // len(lora_b)
+        d_inner = torch.empty_like(inner)
+        grads_b, row = [], 0
+        for i, b in enumerate(lora_b):
+            part, cols = dy[:, row : row + b.shape[0]], slice(i * rank, (i + 1) * rank)
+            d_inner[:, cols] = part @ b.to(dy.dtype)
+            grads_b.append((part.T @ inner[:, cols]).to(b.dtype) * ctx.scale)
+            row += b.shape[0]
+        d_inner.mul_(ctx.scale)
+        grad_a = (d_inner.T @ x).to(lora_a.dtype)
+        dx = None
+        if ctx.needs_x:
+            dx = dy @ ctx.base()
+            dx.addmm_(d_inner, lora_a.to(dy.dtype))
+        return (dx, None, None, grad_a, *grads_b)
+
+
+class LoraGroup(nn.Module):
+    """Adapters of the weights that share one input.
+
+    Args:
+        names: GGUF tensor names, in the order in which their base rows are stacked.
+        n_in: width of the input.
+        n_outs: rows of each weight.
+        rank: r; `lora_a` is (r, in) and `lora_b` (out, r) for each weight.
+        alpha: the update is scaled by alpha / rank.
+
+    A starts uniform as in PEFT (Kaiming, a = √5), B at zero, so that a new adapter changes nothing.
+    """
+
+    def __init__(self, names: list[str], n_in: int, n_outs: list[int], rank: int, alpha: float) -> None:
+        super().__init__()
+        self.names, self.rank, self.scale = names, rank, alpha / rank
+        self.enabled = True
+        self.lora_a = nn.Parameter(torch.empty(len(names) * rank, n_in))
+        self.lora_b = nn.ParameterList(torch.zeros(n_out, rank) for n_out in n_outs)
+        bound = math.sqrt(1.0 / n_in)
+        nn.init.uniform_(self.lora_a, -bound, bound)
+
+    def forward(self, x: Tensor, base: Callable[[], Tensor]) -> Tensor:
+        """x (T, in) -> (T, sum of out)."""
+        if not self.enabled:
+            return x @ base().T
+        return _LoraProduct.apply(x, base, self.scale, self.lora_a, *self.lora_b)
+
+    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """GGUF tensor name -> (lora_a (r, in), lora_b (out, r)), float32, detached views."""
+        parts = self.lora_a.detach().split(self.rank)
+        return {n: (a, b.detach()) for n, a, b in zip(self.names, parts, self.lora_b, strict=True)}
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, tuple[Tensor, Tensor]], scale: float) -> None:
+        """Take over another adapter's weights of the same rank; its own scale alpha / rank is folded into B."""
+        for name, a, b in zip(self.names, self.lora_a.split(self.rank), self.lora_b, strict=True):
+            if name in weights:
+                a.copy_(weights[name][0])
+                b.copy_(weights[name][1] * (scale / self.scale))
+
+
+def fuse(base: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    """The merged weight W + scale · B A, (out, in), in float32."""
+    return base.float() + scale * (lora_b.float() @ lora_a.float())

@@ -1,0 +1,144 @@
+"""Examples side by side in one sequence: the prompt prefix that they share is computed once.
+
+Layout of a pack's T tokens: the shared prefix (P tokens), then the examples one after another. Every example
+sees the prefix and itself, so attention needs no T x T mask: the examples' queries are padded to (B, L) and
+attend to P + L keys under one small causal mask that serves them all.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn: `tokens[start:]` is the target, what stands before it the prompt.
+
+    weight: the example's share of the loss. source: ids of the interactions it comes from.
+    kind: "fact", "contrast", "replay", "anchor", … (for reports).
+    teacher: (ids, log-probabilities), each (targets, k), to distil instead of the tokens themselves.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    weight: float = 1.0
+    kind: str = "fact"
+    source: tuple[int, ...] = ()
+    teacher: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < len(self.tokens):
+            raise ValueError(f"target must start inside the example, got {self.start} of {len(self.tokens)}")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Examples as one flat batch; all index tensors are int64.
+
+    tokens, positions: (T,). prefix: P. pad: (B·L,) flat row of every padded slot. unpad: (T - P,) padded slot
+    of every flat row behind the prefix. targets: (K,) flat rows whose output predicts target_ids (K,) with
+    weight (K,); owner: (K,) index of the example in the pack. teacher_ids, teacher_log_p: (K, k) the teacher's
+    most likely tokens where an example has a teacher (ids are -1 where it has none), or None.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    prefix: int
+    batch: int
+    longest: int
+    pad: Tensor
+    unpad: Tensor
+    targets: Tensor
+    target_ids: Tensor
+    weight: Tensor
+    owner: Tensor
+    examples: tuple[Example, ...]
+    teacher_ids: Tensor | None = None
+    teacher_log_p: Tensor | None = None
+
+    def to(self, device: torch.device) -> Pack:
+        """The same pack with its tensors on a device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Pack(**{**vars(self), **moved})
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """Length of the longest common prefix of all prompts; at least one prompt token stays behind it."""
+    common = len(os.path.commonprefix([e.tokens for e in examples]))
+    return max(0, min(common, min(e.start for e in examples) - 1))
+
+
+def pack_examples(examples: Sequence[Example]) -> Pack:
+    """Lay examples out as one pack; their order is kept."""
+    prefix = shared_prefix(examples)
+    lengths = [len(e.tokens) - prefix for e in examples]
+    longest = max(lengths)
+    tokens, positions = list(examples[0].tokens[:prefix]), list(range(prefix))
+    pad = torch.zeros(len(examples), longest, dtype=torch.long)
+    unpad, targets, target_ids, weight, owner = [], [], [], [], []
+    row = prefix
+    for i, (e, n) in enumerate(zip(examples, lengths, strict=True)):
+        tokens.extend(e.tokens[prefix:])
+        positions.extend(range(prefix, prefix + n))
+        pad[i, :n] = torch.arange(row, row + n)
+        unpad.append(torch.arange(i * longest, i * longest + n))
+        first = row + e.start - prefix
+        targets.extend(range(first - 1, row + n - 1))
+        target_ids.extend(e.tokens[e.start :])
+        weight.extend([e.weight] * (len(e.tokens) - e.start))
+        owner.extend([i] * (len(e.tokens) - e.start))
+        row += n
+    return Pack(
+        tokens=torch.tensor(tokens),
+        positions=torch.tensor(positions),
+        prefix=prefix,
+        batch=len(examples),
+        longest=longest,
+        pad=pad.flatten(),
+        unpad=torch.cat(unpad),
+        targets=torch.tensor(targets),
+        target_ids=torch.tensor(target_ids),
+        weight=torch.tensor(weight, dtype=torch.float32),
+        owner=torch.tensor(owner),
+        examples=tuple(examples),
+        **_teachers(examples),
+    )
+
+
+def _teachers(examples: Sequence[Example]) -> dict[str, Tensor]:
+    taught = [e.teacher for e in examples if e.teacher is not None]
+    if not taught:
+        return {}
+    k = taught[0][0].shape[1]
+    none = [(torch.full((len(e.tokens) - e.start, k), -1), torch.zeros(len(e.tokens) - e.start, k)) for e in examples]
+    parts = [e.teacher or n for e, n in zip(examples, none, strict=True)]
+    return {"teacher_ids": torch.cat([p[0] for p in parts]), "teacher_log_p": torch.cat([p[1] for p in parts])}
+
+
+def plan_packs(
+    examples: Sequence[Example], max_tokens: int, generator: torch.Generator | None = None
+) -> list[list[Example]]:
+    """Examples -> groups of about `max_tokens` tokens each (shared prefix and padding counted).
+
+    Neighbours in length stay together, so that little is padded; with a generator the order among similar
+    lengths, and the order of the groups, are drawn anew.
+    """
+    if not examples:
+        return []
+    noise = torch.rand(len(examples), generator=generator) * 8 if generator else torch.zeros(len(examples))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens) + float(noise[i]))
+    prefix = shared_prefix(examples)
+    groups: list[list[Example]] = [[]]
+    for i in order:
+        longest = max(len(e.tokens) for e in [*groups[-1], examples[i]]) - prefix
+        if groups[-1] and prefix + longest * (len(groups[-1]) + 1) > max_tokens:
+            groups.append([])
+        groups[-1].append(examples[i])
+    if generator is None:
+        return groups
+    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
