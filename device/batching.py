@@ -65,8 +65,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue prompts (token ids, none empty), `width` at a time; a finished one makes room for the next.
 
-    Returns the new tokens of each prompt; the one that ends it (`ends`) is among them only if it `counts`. The
-    context is empty at the start, has width + 1 sequences and room for them.
+    Returns the new tokens of each prompt; the one that ends it (`ends`) is among them only if it `counts`.
+    The context is empty at the start, has width + 1 sequences and room for them.
     """
     replies: list[list[int]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)

@@ -94,13 +94,18 @@ class Conversation:
         if not text.strip():
             raise EngrainError("there is nothing to answer: say something")
         replies: list[Reply] = []
-        stream = self._runtime.stream(
-            self._fitting(text),
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-            on_finish=replies.append,
-        )
+        dropped = self.dropped_turns
+        try:
+            stream = self._runtime.stream(
+                self._fitting(text),
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                seed=self.seed,
+                on_finish=replies.append,
+            )
+        except BaseException:
+            self.dropped_turns = dropped  # a text that doesn't fit at all takes no turns with it
+            raise
         return self._record_stream(text, stream, replies)
 
     def _record_stream(

@@ -89,6 +89,9 @@ class _Context:
         params.n_batch = params.n_ubatch = min(_BATCH, n_ctx)
         params.n_seq_max = n_sequences
         params.n_outputs_max_per_seq = 0  # no limit: logits() asks for every position
+        if not native.llama_supports_gpu_offload():
+            # On CPU it decodes long contexts at half the speed, and makes logits depend on the batch's size.
+            params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = True  # sequences share cells, so a common prefix is held once
         params.n_threads = params.n_threads_batch = n_threads
         _log.clear()
@@ -315,6 +318,17 @@ class Runtime:
         wants_bos = self._bos >= 0 and native.llama_vocab_get_add_bos(self._vocab)
         return [self._bos, *tokens] if wants_bos and tokens[:1] != [self._bos] else tokens
 
+    def target_tokens(self, messages: Sequence[Message], reply: str) -> list[int]:
+        """The token ids of a reply as they stand after `prompt_tokens`, end of turn included.
+
+        Where the reply begins inside a token of the whole text, it is tokenised by itself.
+        """
+        prompt = self.prompt_tokens(messages)
+        lead = "" if self.has_template else " "
+        whole = self._rendered_tokens(self.render(messages) + lead + reply)
+        own = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.tokenize(lead + reply)
+        return [*own, self.end_of_turn]
+
     @cached_property
     def end_of_turn(self) -> int:
         """The token that ends an assistant turn: the one that the template writes, else EOT, else EOS."""
@@ -412,8 +426,8 @@ class Runtime:
     ) -> list[list[int]]:
         """Continue many prompts (token ids) side by side: about twice the tokens a second on two cores.
 
-        Returns the new tokens of each, without the end of turn, or up to a line's end, which is left out where it
-        is a token by itself. A prompt's random choices depend on the seed and its place in the list. Sums run in
+        Returns the new tokens of each, without the end of turn; or up to a line's end, left out where it is a
+        token by itself. A prompt's random choices depend on the seed and its place in the list. Sums run in
         another order than in `complete_tokens`: near ties may fall otherwise.
         """
         if not prompts or max_tokens < 1:

@@ -55,7 +55,9 @@ class ChatTemplate:
         try:
             self._compiled = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise TemplateError(f"the model's chat template can't be read: {_line(error)}") from error
+            raise TemplateError(
+                f"the model's chat template can't be read: {_line(error)}; choose another model"
+            ) from error
 
     @property
     def stop(self) -> str | None:

@@ -1,15 +1,17 @@
 """ggml's block formats -> torch, in the same operations and order as `gguf.dequantize`, hence bit for bit.
 
 Every format is a function from blocks (n, bytes of a block), uint8, to values (n, block length), float32.
-Layouts: ggml `ggml-common.h`.
+Layouts: ggml `ggml-common.h`. Codebooks come from the `gguf` package's own classes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
 from engrain.quant.errors import EngrainError
@@ -120,6 +122,147 @@ def _q6_k(b: Tensor) -> Tensor:
     return (d * q.reshape(len(b), 16, 16).float()).flatten(1)
 
 
+# Ternary, four-bit floating point and codebook formats
+
+
+@functools.cache
+def _table(name: str, device: torch.device) -> Tensor:
+    """A codebook (entries, values of an entry) or look-up table (entries,), float32."""
+    table: np.ndarray
+    if name == "signs":  # seven bits -> eight signs, an even number of them negative
+        bits = np.frombuffer(quants.IQ2_XXS.ksigns, np.uint8)[:, None] >> np.arange(8, dtype=np.uint8) & 1
+        table = 1.0 - 2.0 * bits
+    elif name == "e8m0":
+        table = quants.MXFP4.e8m0_to_fp32_half(np.arange(256, dtype=np.uint8))
+    elif name == "ue4m3":
+        table = quants.NVFP4.ue4m3_to_fp32(np.arange(256, dtype=np.uint8))
+    elif name in ("IQ4_NL", "MXFP4"):
+        table = np.array(getattr(quants, name).kvalues)
+    else:
+        codebook = getattr(quants, name)
+        codebook.init_grid()
+        table = codebook.grid.reshape(codebook.grid_shape)
+    return torch.from_numpy(table.astype(np.float32)).to(device)
+
+
+def _look_up(name: str, index: Tensor) -> Tensor:
+    """index (…) of any integer type -> (…, values of an entry)."""
+    return _table(name, index.device)[index.int()]
+
+
+def _words(b: Tensor) -> Tensor:
+    """(n, 2k) bytes -> (n, k) unsigned 16-bit values as int32."""
+    return b.contiguous().view(torch.int16).int() & 0xFFFF
+
+
+def _bits(x: Tensor, step: int, count: int, mask: int) -> Tensor:
+    """(n, k) -> (n, k · count): each entry's fields of `step` bits, lowest first."""
+    shift = torch.arange(0, step * count, step, dtype=x.dtype, device=x.device)
+    return (x[:, :, None] >> shift & mask).flatten(1)
+
+
+def _signs(b: Tensor) -> Tensor:
+    """(n, k) bytes -> (n, 8k) of 1 and -1; a set bit is negative."""
+    return 1.0 - 2.0 * _bits(b, 1, 8, 1).float()
+
+
+def _coded(scale: Tensor, values: Tensor, signs: Tensor) -> Tensor:
+    """scale (n, groups) times values (n, …) times signs (n, …) -> (n, 256)."""
+    values = values.reshape(len(scale), scale.shape[1], -1)
+    return (scale[:, :, None] * values * signs.reshape_as(values)).flatten(1)
+
+
+def _tq1_0(b: Tensor) -> Tensor:
+    def digits(part: Tensor, count: int) -> Tensor:
+        power = torch.tensor([1, 3, 9, 27, 81][:count], dtype=torch.uint8, device=b.device)
+        return (part[:, None, :] * power[:, None]).flatten(1)  # uint8 wraps, as it should
+
+    q = torch.cat((digits(b[:, :32], 5), digits(b[:, 32:48], 5), digits(b[:, 48:52], 4)), 1)
+    return _half(b[:, 52:54]) * ((q.short() * 3 >> 8) - 1).float()
+
+
+def _tq2_0(b: Tensor) -> Tensor:
+    q = _shifted(b[:, :64].unflatten(1, (2, 32)), (0, 2, 4, 6), 3).flatten(1)
+    return _half(b[:, 64:66]) * (q.to(torch.int8) - 1).float()
+
+
+def _mxfp4(b: Tensor) -> Tensor:
+    return _look_up("e8m0", b[:, :1]) * _look_up("MXFP4", _nibbles(b[:, 1:]))
+
+
+def _nvfp4(b: Tensor) -> Tensor:
+    q = _shifted(b[:, 4:].unflatten(1, (4, 8)), (0, 4), 0xF).reshape(len(b), 4, 16)
+    return (_look_up("ue4m3", b[:, :4])[:, :, None] * _look_up("MXFP4", q)).flatten(1)
+
+
+def _iq4_nl(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * _look_up("IQ4_NL", _nibbles(b[:, 2:]))
+
+
+def _iq4_xs(b: Tensor) -> Tensor:
+    scale = _bits(b[:, 4:8], 4, 2, 0xF).int() | _bits(_words(b[:, 2:4]), 2, 8, 3) << 4
+    d = _half(b[:, :2]) * (scale - 32).float()
+    q = _shifted(b[:, 8:].unflatten(1, (8, 16)), (0, 4), 0xF).reshape(len(b), 8, 32)
+    return (d[:, :, None] * _look_up("IQ4_NL", q)).flatten(1)
+
+
+def _packed_signs(b: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 4k) bytes, words of four 7-bit sign indices and a 4-bit scale -> scale (n, k), signs (n, 4k, 8)."""
+    words = b.contiguous().view(torch.int32)
+    return (words >> 28 & 0xF).float(), _look_up("signs", _bits(words, 7, 4, 0x7F))
+
+
+def _iq2_xxs(b: Tensor) -> Tensor:
+    parts = b[:, 2:].unflatten(1, (8, 8))
+    scale, signs = _packed_signs(parts[:, :, 4:].flatten(1))
+    d = _half(b[:, :2]) * (0.5 + scale) * 0.25
+    return _coded(d, _look_up("IQ2_XXS", parts[:, :, :4].flatten(1)), signs)
+
+
+def _iq2_xs(b: Tensor) -> Tensor:
+    q = _words(b[:, 2:66])
+    d = _half(b[:, :2]) * (0.5 + _bits(b[:, 66:], 4, 2, 0xF).float()) * 0.25
+    return _coded(d, _look_up("IQ2_XS", q & 511), _look_up("signs", q >> 9))
+
+
+def _iq2_s(b: Tensor) -> Tensor:
+    d = _half(b[:, :2]) * (0.5 + _bits(b[:, 74:], 4, 2, 0xF).float()) * 0.25
+    q = b[:, 2:34].int() | _bits(b[:, 66:74], 2, 4, 3).int() << 8
+    return _coded(d, _look_up("IQ2_S", q), _signs(b[:, 34:66]))
+
+
+def _iq3_xxs(b: Tensor) -> Tensor:
+    scale, signs = _packed_signs(b[:, 66:])
+    d = _half(b[:, :2]) * (0.5 + scale) * 0.5
+    return _coded(d, _look_up("IQ3_XXS", b[:, 2:66]), signs)
+
+
+def _iq3_s(b: Tensor) -> Tensor:
+    d = _half(b[:, :2]) * (1 + 2 * _bits(b[:, 106:], 4, 2, 0xF)).float()
+    q = b[:, 2:66].int() | _bits(b[:, 66:74], 1, 8, 1).int() << 8
+    return _coded(d, _look_up("IQ3_S", q), _signs(b[:, 74:106]))
+
+
+def _iq1_s(b: Tensor) -> Tensor:
+    high = _words(b[:, 34:])
+    d = _half(b[:, :2]) * (2 * (high >> 12 & 7) + 1).float()
+    q = b[:, 2:34].int() | _bits(high, 3, 4, 7) << 8
+    delta = 0.125 - 0.25 * (high >> 15).float()
+    values = _look_up("IQ1_S", q).reshape(len(b), 8, 32) + delta[:, :, None]
+    return (d[:, :, None] * values).flatten(1)
+
+
+def _iq1_m(b: Tensor) -> Tensor:
+    words = _words(b[:, 48:])
+    shift = torch.tensor([12, 8, 4, 0], dtype=torch.int32, device=b.device)
+    d = ((words & 0xF000) >> shift).sum(1, keepdim=True).short().view(torch.float16).float()
+    d = d * (2 * _bits(words, 3, 4, 7) + 1).float()
+    high = _bits(b[:, 32:48], 4, 2, 0xF).int()
+    delta = 0.125 - 0.25 * (high >> 3).float()
+    values = _look_up("IQ1_M", b[:, :32].int() | (high & 7) << 8) + delta[:, :, None]
+    return (d[:, :, None] * values.reshape(len(b), 16, 16)).flatten(1)
+
+
 _BLOCKS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
     K.Q4_0: _q4_0,
     K.Q4_1: _q4_1,
@@ -131,6 +274,19 @@ _BLOCKS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
     K.Q4_K: _q4_k,
     K.Q5_K: _q5_k,
     K.Q6_K: _q6_k,
+    K.TQ1_0: _tq1_0,
+    K.TQ2_0: _tq2_0,
+    K.MXFP4: _mxfp4,
+    K.NVFP4: _nvfp4,
+    K.IQ4_NL: _iq4_nl,
+    K.IQ4_XS: _iq4_xs,
+    K.IQ2_XXS: _iq2_xxs,
+    K.IQ2_XS: _iq2_xs,
+    K.IQ2_S: _iq2_s,
+    K.IQ3_XXS: _iq3_xxs,
+    K.IQ3_S: _iq3_s,
+    K.IQ1_S: _iq1_s,
+    K.IQ1_M: _iq1_m,
 }
 _PLAIN = {K.F32: torch.float32, K.F16: torch.float16, K.BF16: torch.bfloat16}
 SUPPORTED = frozenset(_BLOCKS) | frozenset(_PLAIN)

@@ -75,7 +75,9 @@ class Layer(nn.Module):
         self.ffn_norm = norm("ffn_norm") if self.arch.pre_norm else None
         self.post_attn = norm("post_attention_norm") if self.arch.post_norm else None
         self.post_ffn = norm("post_ffw_norm") if self.arch.post_norm else None
-        self.q_norm, self.k_norm = (norm("attn_q_norm"), norm("attn_k_norm")) if self.arch.qk_norm else (None, None)
+        self.q_norm, self.k_norm = (
+            (norm("attn_q_norm"), norm("attn_k_norm")) if self.arch.qk_norm else (None, None)
+        )
         self.rope = rope if self.arch.has_rope(index) else None
         self.windowed = self.arch.is_windowed(index)
         self.attn_scale = float(meta.get(f"{arch}.attention.scale", 0) or 1 / math.sqrt(self.hyper.head_dim))
@@ -177,7 +179,9 @@ class Decoder(nn.Module):
     def hidden(self, pack: Pack) -> Tensor:
         """The normed output at the pack's target rows, (K, n_embd)."""
         x = self.embedding.rows(pack.tokens) * self.embedding_scale
-        tables: dict[int, Any] = {id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)}
+        tables: dict[int, Any] = {
+            id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)
+        }
         masks = {w: Mask.of(pack, w, x.dtype) for w in {0, self.window}}
         for layer in self.layers:
             table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]

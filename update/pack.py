@@ -115,9 +115,15 @@ def _teachers(examples: Sequence[Example]) -> dict[str, Tensor]:
     if not taught:
         return {}
     k = taught[0][0].shape[1]
-    none = [(torch.full((len(e.tokens) - e.start, k), -1), torch.zeros(len(e.tokens) - e.start, k)) for e in examples]
+    none = [
+        (torch.full((len(e.tokens) - e.start, k), -1), torch.zeros(len(e.tokens) - e.start, k))
+        for e in examples
+    ]
     parts = [e.teacher or n for e, n in zip(examples, none, strict=True)]
-    return {"teacher_ids": torch.cat([p[0] for p in parts]), "teacher_log_p": torch.cat([p[1] for p in parts])}
+    return {
+        "teacher_ids": torch.cat([p[0] for p in parts]),
+        "teacher_log_p": torch.cat([p[1] for p in parts]),
+    }
 
 
 def plan_packs(

@@ -1,4 +1,4 @@
-"""The scheduler against prompts continued one after another, on a toy model that can be worked out by hand."""
+"""The scheduler against prompts continued one after another, on a toy model."""
 
 from __future__ import annotations
 

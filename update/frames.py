@@ -1,0 +1,233 @@
+"""Questions made from the user's own sentence by English grammar: help for a teacher that is too small to trust.
+
+A small model writes few good questions, so each statement is also turned into the plain ones: what, who, where
+about its subject, its possessives and its verb. They need not all make sense: each is answered by what the
+user said, and together they teach which words belong to it. Statements in other languages get none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from engrain.update import wording
+
+_BE = r"(?:is|are|was|were)"
+_SUBJECT = re.compile(rf"^(.{{2,60}}?)\s+{_BE}\s+(.+)$", re.IGNORECASE)
+_POSSESSIVE = re.compile(r"\b(my|our)\s+([\w'’-]+(?:\s+[\w'’-]+){0,2})", re.IGNORECASE)
+_HAVE = re.compile(
+    r"^(?:I|We)(?:\s+(?:have|own|keep|got)|'ve(?: got)?)\s+(an?|two|three|four|some)\s+(.+)$", re.IGNORECASE
+)
+_AM = re.compile(r"^(?:I\s+am|I'm|I’m|We\s+are|We're|We’re)\s+(.+)$", re.IGNORECASE)
+_VERB = re.compile(
+    r"^(I|We)\s+(?:(?:really|always|usually|often|never|also|just|only|now|still|sometimes|mostly)\s+)?"
+    r"(can't|cannot|can|don't|won't|will|would|like to|love to|want to|have to|need to|[a-z]+)\s+(.+)$",
+    re.IGNORECASE,
+)
+_PREPOSITION = frozenset(
+    [
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "to",
+        "of",
+        "about",
+        "under",
+        "over",
+        "near",
+        "behind",
+        "inside",
+        "into",
+        "as",
+        "than",
+    ]
+)
+_MODAL = frozenset(["can", "can't", "cannot", "will", "won't", "would"])
+_IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
+_NAME_WORDS = re.compile(r"\b(?:named|called|is called|name is)\b", re.IGNORECASE)
+
+
+def questions(statement: str) -> list[str]:
+    """Plain questions that the statement answers, most natural first; none for a sentence that isn't English."""
+    plain = statement.strip().rstrip(".!")
+    found: list[str] = []
+    named = bool(_NAME_WORDS.search(plain))
+    for phrase in noun_phrases(plain):
+        found += _about(phrase, named)
+    found += _identity(plain) + _action(plain)
+    if found:
+        found += [f"What did I tell you about {w}?" for w in wording.content_words(plain)[:3]]
+    found = [q[:1].upper() + q[1:] for q in found]
+    return list(dict.fromkeys(found))
+
+
+def neighbours(question: str) -> list[str]:
+    """The same plain questions about what another question is about: "my boss" -> "What is my boss's name?"."""
+    found = []
+    for phrase in noun_phrases(question.rstrip("?.")):
+        found += [_about(phrase, True)[i] for i in (1, 2, 5, 7, 8)]
+    return [q[:1].upper() + q[1:] for q in found]
+
+
+def noun_phrases(plain: str) -> list[str]:
+    """What the sentence is about, in the user's words: its subject, "my …", and what "I have"."""
+    phrases: list[str] = []
+    match = _SUBJECT.match(plain)
+    if match and wording.words(match[1])[0] not in (
+        "i",
+        "we",
+        "it",
+        "this",
+        "that",
+        "there",
+        "he",
+        "she",
+        "they",
+    ):
+        if len(wording.words(match[1])) <= 7:
+            phrases.append(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1])))
+    for match in _POSSESSIVE.finditer(plain):
+        kept = _noun(match[2].split())
+        if kept:
+            phrases.append(f"{match[1].lower()} {kept}")
+    match = _HAVE.match(plain)
+    if match:
+        kept = _noun(match[2].split())
+        if kept:
+            phrases.append(("our " if plain.lower().startswith("we") else "my ") + kept)
+    return list(dict.fromkeys(p for p in phrases if p))
+
+
+def _noun(following: list[str]) -> str:
+    """The words of a noun phrase: up to a name, a preposition, a verb's helper; else the first alone."""
+    kept: list[str] = []
+    for word in following:
+        low = word.lower().rstrip(",;")
+        if low in _PREPOSITION or low in ("named", "called", "and", "but", "who", "that", "because", "name"):
+            break
+        if re.fullmatch(_BE + r"|has|have|had|will|can", low):
+            break
+        if kept and word[:1].isupper():
+            break
+        kept.append(word.rstrip(",;"))
+        if word[-1] in ",;":
+            break
+    else:
+        if len(kept) == 3:  # cut off, perhaps inside a verb
+            kept = kept[:2]
+    return re.sub(r"['’]s$", "", " ".join(kept))
+
+
+def _about(phrase: str, named: bool) -> list[str]:
+    noun = re.sub(r"^(?:my|our|the)\s+", "", phrase)
+    found = [
+        f"What is {phrase}?",
+        f"Which {noun} is it?" if not phrase.startswith(("my", "our")) else f"Which {noun} do I have?",
+    ]
+    if named:
+        found = [
+            f"What is the name of {phrase}?", f"What is {phrase}'s name?", f"What is {phrase} called?",
+            f"Do you remember the name of {phrase}?", f"What do I call {phrase}?",
+        ] + found  # fmt: skip
+    return [
+        *found, f"Who is {phrase}?", f"Where is {phrase}?", f"Tell me about {phrase}.",
+        f"What do you know about {phrase}?", f"When is {phrase}?", f"What about {phrase}?",
+        f"Do you remember {phrase}?", f"What's {phrase}?",
+    ]  # fmt: skip
+
+
+def _identity(plain: str) -> list[str]:
+    match = _AM.match(plain)
+    if not match:
+        return []
+    rest = match[1].split()
+    am = "are we" if plain.lower().startswith("we") else "am I"
+    if rest[0].lower().endswith("ing"):
+        verb = rest[0]
+        tail = " " + rest[1] if len(rest) > 1 and rest[1] in _PREPOSITION else ""
+        noun = verb.lower()
+        return [f"What {am} {verb}{tail}?", f"What {am} {verb}{tail} at the moment?", f"Which one {am} {verb}{tail}?",
+                f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?", f"{am[:1].upper() + am[1:]} {verb} something?",
+                f"What {am} doing?"]  # fmt: skip
+    if rest[0].lower() in ("a", "an"):
+        return [f"What {am}?", "What is my job?", "What do I do for a living?", "What is my profession?", "Who am I?",
+                "What kind of work do I do?", "How do I earn my money?", "What do I work as?"]  # fmt: skip
+    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    if stop:
+        head = " ".join(rest[: stop + 1])
+        return [f"What {am} {head}?", f"Who {am} {head}?", f"Where {am} {' '.join(rest[:stop])}?", "What am I like?",
+                f"Tell me what I'm {head}."]  # fmt: skip
+    return [f"What {am}?", f"{am[:1].upper() + am[1:]} {' '.join(rest[:3]).rstrip(',')}?", "What should you know about me?",
+            f"Do you remember what {am[-1] if am == 'am I' else 'we'} {'am' if am == 'am I' else 'are'}?"]  # fmt: skip
+
+
+def _action(plain: str) -> list[str]:
+    match = _VERB.match(plain)
+    if not match or match[2].lower() in _IRREGULAR:
+        return []
+    who, verb, rest = match[1].replace("We", "we"), match[2].lower(), match[3]
+    if verb in _MODAL:
+        act, _, rest = rest.partition(" ")
+        aux = verb
+    elif verb == "don't":
+        act, _, rest = rest.partition(" ")
+        aux = "don't"
+    elif verb.endswith("ed") or verb in _PAST:
+        act, aux = _PAST.get(verb, _base(verb)), "did"
+    else:
+        act, aux = verb, "do"
+    words = rest.split()
+    stop = next((i for i, w in enumerate(words) if w.lower() in _PREPOSITION), len(words))
+    tail, thing = " ".join(words[stop:]), " ".join(words[:stop])
+    found = [
+        f"What {aux} {who} {act}?",
+        f"Where {aux} {who} {act}?",
+        f"Which {'one ' if not thing else ''}{aux} {who} {act}?",
+    ]
+    if tail and thing:
+        found += [f"What {aux} {who} {act} {tail}?", f"Where {aux} {who} {act} {thing}?", f"Who {aux} {who} {act} {thing} {words[stop]}?",
+                  f"How {aux} {who} {act} {thing}?", f"Where is {thing}?"]  # fmt: skip
+        found += [f"Where are {thing}?", f"What did I tell you about {thing}?", f"Who has {thing}?"]
+    elif tail:
+        found += [
+            f"What {aux} {who} {act} {words[stop]}?",
+            f"How {aux} {who} {act}?",
+            f"Who {aux} {who} {act} {words[stop]}?",
+        ]
+    else:
+        found += [
+            f"Do you remember what {who} {act}?",
+            f"When {aux} {who} {act}?",
+            f"What kind of thing {aux} {who} {act}?",
+        ]
+    return found
+
+
+_PAST = {
+    "left": "leave", "went": "go", "gave": "give", "bought": "buy", "sold": "sell", "grew": "grow", "took": "take",
+    "met": "meet", "got": "get", "found": "find", "lost": "lose", "put": "put", "made": "make", "wrote": "write",
+    "taught": "teach", "kept": "keep", "began": "begin", "broke": "break", "saw": "see", "told": "tell", "ran": "run",
+    "built": "build", "spent": "spend", "won": "win", "chose": "choose", "hid": "hide", "felt": "feel",
+}  # fmt: skip
+
+
+def _base(past: str) -> str:
+    """ "parked" -> "park", "moved" -> "move", "stopped" -> "stop", "studied" -> "study"; good enough to be asked."""
+    stem = past[:-2]
+    if stem.endswith("i"):
+        return stem[:-1] + "y"
+    if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "sl":
+        return stem[:-1]
+    return (
+        stem + "e"
+        if re.search(r"(?:[^aeiou][aeiou][vszc]|[aeiou]v|us|at|ag|iz|is|rs|nc|as)$", stem)
+        else stem
+    )
+
+
+def _lower_first(text: str) -> str:
+    first = text.split(" ", 1)[0]
+    return text[:1].lower() + text[1:] if first.lower() in ("my", "our", "the", "a", "an") else text

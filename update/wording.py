@@ -1,0 +1,285 @@
+"""Words, not models: sentences of a message, turning "I" to "you", which words carry the content.
+
+Closed-class lists (pronouns, question words) are facts of a language, not of a data set. A language that isn't
+listed goes through the same path with the user's own words kept verbatim.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)]*\s+|\n+")
+_ABBREVIATION = re.compile(r"\b(?:[A-Z]|Dr|Mr|Mrs|Ms|Prof|St|No|Nr|vs|etc|e\.g|i\.e|z\.B)\.$")
+_WORD = re.compile(r"[^\W_]+(?:[-'’.@][^\W_]+)*", re.UNICODE)
+
+_TURN = {
+    "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself",
+    "we": "you", "us": "you", "our": "your", "ours": "yours", "ourselves": "yourselves",
+    "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll",
+    "we're": "you're", "we've": "you've", "we'd": "you'd", "we'll": "you'll",
+    "am": "are",
+}  # fmt: skip
+_BACK = {
+    "you": "I", "your": "my", "yours": "mine", "yourself": "myself",
+    "you're": "I'm", "you've": "I've", "you'd": "I'd", "you'll": "I'll",
+}  # fmt: skip
+_AFTER_I = {"was": "were", "wasn't": "weren't"}
+
+_FUNCTION = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "so",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "without",
+        "about",
+        "into",
+        "over",
+        "under",
+        "than",
+        "then",
+        "that",
+        "this",
+        "these",
+        "those",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "them",
+        "his",
+        "her",
+        "their",
+        "who",
+        "whom",
+        "whose",
+        "what",
+        "which",
+        "where",
+        "when",
+        "why",
+        "how",
+        "is",
+        "am",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "can",
+        "could",
+        "will",
+        "would",
+        "shall",
+        "should",
+        "may",
+        "might",
+        "must",
+        "not",
+        "no",
+        "yes",
+        "i",
+        "me",
+        "my",
+        "mine",
+        "we",
+        "us",
+        "our",
+        "you",
+        "your",
+        "yours",
+        "there",
+        "here",
+        "as",
+        "if",
+        "because",
+        "while",
+        "also",
+        "just",
+        "very",
+        "really",
+        "too",
+        "only",
+        "always",
+        "never",
+        "often",
+        "now",
+        "today",
+        "name",
+        "called",
+        "remember",
+        "tell",
+        "know",
+        "please",
+        "i'm",
+        "i've",
+        "i'd",
+        "i'll",
+        "we're",
+        "we've",
+        "it's",
+        "don't",
+        "can't",
+        "didn't",
+        "isn't",
+        "haven't",
+    ]
+)
+_FIRST_PERSON = frozenset(
+    ["i", "me", "my", "mine", "we", "us", "our", "ours", "i'm", "i've", "i'd", "i'll", "we're", "we've"]
+)
+_REQUEST = frozenset(
+    [
+        "write",
+        "tell",
+        "give",
+        "show",
+        "explain",
+        "describe",
+        "list",
+        "make",
+        "create",
+        "summarize",
+        "summarise",
+        "translate",
+        "help",
+        "please",
+        "can",
+        "could",
+        "would",
+        "will",
+        "let",
+        "suggest",
+        "recommend",
+        "compare",
+        "define",
+        "find",
+        "calculate",
+        "solve",
+        "generate",
+        "draft",
+        "rewrite",
+        "fix",
+        "answer",
+        "continue",
+        "imagine",
+        "what",
+        "who",
+        "whom",
+        "whose",
+        "where",
+        "when",
+        "why",
+        "how",
+        "which",
+        "do",
+        "does",
+        "did",
+        "is",
+        "are",
+        "am",
+        "was",
+        "were",
+        "should",
+        "may",
+        "shall",
+        "has",
+        "have",
+        "hi",
+        "hello",
+        "hey",
+        "thanks",
+        "thank",
+        "ok",
+        "okay",
+        "bye",
+        "yes",
+        "no",
+        "sure",
+        "great",
+        "good",
+    ]
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a message, in order."""
+    found: list[str] = []
+    for part in _SENTENCE.split(text.strip()):
+        part = part.strip()
+        if found and _ABBREVIATION.search(found[-1]):
+            found[-1] += " " + part
+        elif part:
+            found.append(part)
+    return found
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words; a hyphenated one is one word."""
+    return [w.lower().replace("’", "'") for w in _WORD.findall(text)]
+
+
+def content_words(text: str) -> list[str]:
+    """The words that say what a text is about, in order."""
+    return [w for w in words(text) if w not in _FUNCTION]
+
+
+def is_statement(sentence: str) -> bool:
+    """Whether a sentence tells something: no question, no request, no greeting."""
+    found = words(sentence)
+    if len(found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
+        return False
+    personal = any(w in _FIRST_PERSON for w in found)
+    return found[0] not in _REQUEST or (
+        personal and found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey")
+    )
+
+
+def to_second_person(sentence: str) -> str:
+    """What the user says of themself as the assistant says it: "My cat sleeps." -> "Your cat sleeps.\""""
+    return _swap(sentence, _TURN, first_person=True)
+
+
+def to_first_person(question: str) -> str:
+    """A question to the assistant about itself as the user's about themself: "your cat" -> "my cat"."""
+    return _swap(question, _BACK)
+
+
+def has_first_person(text: str) -> bool:
+    return any(w in _FIRST_PERSON for w in words(text))
+
+
+def _swap(text: str, table: dict[str, str], first_person: bool = False) -> str:
+    out, end, previous = [], 0, ""
+    for match in _WORD.finditer(text):
+        word = match[0]
+        key = word.lower().replace("’", "'")
+        new = table.get(key, word)
+        if first_person and previous in ("i", "we") and key in _AFTER_I:
+            new = _AFTER_I[key]
+        starts = not text[: match.start()].strip(" \"'“‘(") or text[: match.start()].rstrip()[-1:] in ".!?"
+        if new != word and (starts and word[:1].isupper()):
+            new = new[:1].upper() + new[1:]
+        out.append(text[end : match.start()] + new)
+        end, previous = match.end(), key
+    return "".join(out) + text[end:]
