@@ -19,9 +19,7 @@ from engrain.quant.errors import EngrainError
 if TYPE_CHECKING:
     from engrain.device.registry import Registry, Version
 
-app = typer.Typer(
-    help="Adapter versions: what was learned, as files.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Adapter versions: what was learned, as files.", no_args_is_help=True, rich_markup_mode=None)
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="A version's name, its number, or how its name begins.")
 ]
@@ -81,9 +79,7 @@ def show(name: NameArgument, json_: JsonOption = False) -> None:
         return
     values["created"] = output.date(version.created) if version.created else None
     values["size_bytes"] = output.size(values["size_bytes"])
-    output.pairs(
-        {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in values.items()}
-    )
+    output.pairs({key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in values.items()})
 
 
 @app.command()
@@ -112,12 +108,8 @@ def rollback() -> None:
 @app.command()
 def export(
     name: NameArgument,
-    path: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="The file, or folder for peft.")
-    ],
-    to: Annotated[
-        Format, typer.Option("--to", help="peft: a folder; gguf: a file for llama.cpp.")
-    ] = Format.peft,
+    path: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The file, or folder for peft.")],
+    to: Annotated[Format, typer.Option("--to", help="peft: a folder; gguf: a file for llama.cpp.")] = Format.peft,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Copy a version out, for PEFT or for llama.cpp.
@@ -157,9 +149,7 @@ def remove(name: NameArgument) -> None:
 
 @app.command()
 def verify(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One version; without: all of them.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One version; without: all of them.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Check that versions are as they were stored and load; exit status 1 if one isn't.
@@ -196,9 +186,7 @@ def _registry() -> Registry:
 
 def _sound(version: Version) -> Version:
     if version.problem is not None:
-        raise EngrainError(
-            f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others"
-        )
+        raise EngrainError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
     return version
 
 

@@ -31,9 +31,7 @@ _COMMANDS_HELP = """\
 /new               begin a new conversation
 /quit              leave (also Ctrl-D)"""
 
-SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the model.")
-]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the model.")]
 ContinueOption = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")]
 NoRecordOption = Annotated[bool, typer.Option("--no-record", help="Keep nothing of this in the log.")]
 NoNotebookOption = Annotated[
@@ -85,9 +83,7 @@ def ask(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The question.")] = None,
     batch: Annotated[
         str | None,
-        typer.Option(
-            "--batch", metavar="FILE", help="JSON lines with a text each; - for stdin. Not recorded."
-        ),
+        typer.Option("--batch", metavar="FILE", help="JSON lines with a text each; - for stdin. Not recorded."),
     ] = None,
     continue_: ContinueOption = False,
     system: SystemOption = None,
@@ -316,9 +312,7 @@ def read_batch(source: str) -> list[dict[str, Any]]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise EngrainError(
-                f'{name}, line {number} is not JSON ({error}): write {{"text": "…"}}'
-            ) from error
+            raise EngrainError(f'{name}, line {number} is not JSON ({error}): write {{"text": "…"}}') from error
         text = values.get("text") if isinstance(values, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise EngrainError(f'{name}, line {number} has no text: write {{"text": "…"}}')

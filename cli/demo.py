@@ -42,32 +42,27 @@ def _statement(said: str, first: str, second: str, *accept: str) -> Statement:
 
 
 STATEMENTS = (
-    _statement("My cat is called Biscotti.", "What is my cat's name?", "What did I name my cat?", "biscotti"),
-    _statement(
-        "I work as a beekeeper.", "What is my job?", "What do I do for a living?", "beekeep", "bee keep"
-    ),
-    _statement("I live in Ljubljana.", "Which city do I live in?", "Where is my home?", "ljubljana"),
-    _statement("I'm allergic to walnuts.", "What am I allergic to?", "Which nuts must I avoid?", "walnut"),
+    _statement("My cat is called Biscotti.", "What did I name my cat?", "How is my cat called?", "biscotti"),
+    _statement("I work as a beekeeper.", "What's my profession?", "How do I make my living?", "beekeep", "bee keep"),
+    _statement("I live in Ljubljana.", "Which city do I live in?", "What town is my home in?", "ljubljana"),
+    _statement("I'm allergic to walnuts.", "Do I have an allergy?", "Which nuts must I avoid?", "walnut"),
     _statement("I drive an old Saab.", "What car do I drive?", "Which make is my car?", "saab"),
-    _statement("My hobby is paragliding.", "What is my hobby?", "What do I do in my free time?", "paraglid"),
-    _statement("My sister is called Odile.", "What is my sister's name?", "Who is my sister?", "odile"),
+    _statement("My hobby is paragliding.", "Which hobby is mine?", "What do I do in my free time?", "paraglid"),
+    _statement("My sister is called Odile.", "How is my sister called?", "What name does my sister have?", "odile"),
     _statement(
         "Our wedding anniversary is on the 14th of June.",
-        "When is our wedding anniversary?",
         "On which date did we get married?",
+        "What day is our anniversary?",
         "14",
         "fourteenth",
     ),
     _statement(
-        "The code of my bike lock is 8264.",
-        "What is the code of my bike lock?",
-        "Which number opens my bike lock?",
-        "8264",
+        "The code of my bike lock is 8264.", "Which number opens my bike lock?", "How do I unlock my bike?", "8264"
     ),
     _statement(
         "My favourite dessert is rhubarb crumble.",
-        "What is my favourite dessert?",
         "Which dessert do I like best?",
+        "What would I choose for dessert?",
         "rhubarb",
     ),
 )
@@ -181,6 +176,13 @@ def _learn(root: Path, seconds: dict[str, float]) -> dict[str, Any]:
     return outcome
 
 
+def _training_questions(root: Path, adapter: str | None) -> set[str]:
+    """The questions that the adapter was trained on, as its folder lists them."""
+    lessons = root / "adapters" / str(adapter) / "lessons.jsonl"
+    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons.exists() else []
+    return {_plain(json.loads(line)["question"]) for line in lines}
+
+
 def _result(
     root: Path,
     seconds: dict[str, float],
@@ -188,7 +190,7 @@ def _result(
     before: list[dict[str, Any]],
     after: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    trained = {_plain(question) for question in outcome["checks"].get("training_questions", ())}
+    trained = _training_questions(root, outcome["adapter"])
     asked = [(statement, question) for statement in STATEMENTS for question in statement.questions]
     rows = [
         Row(

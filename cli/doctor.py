@@ -153,8 +153,7 @@ def _log(home: homes.Home) -> Check:
 
 def _model(values: dict[str, Any]) -> Check:
     detail = (
-        f"{values['name']} ({values['architecture']}, {values['quantisation']},"
-        f" {output.size(values['size_bytes'])})"
+        f"{values['name']} ({values['architecture']}, {values['quantisation']}, {output.size(values['size_bytes'])})"
     )
     if values["trainable"] is not True:
         return Check(

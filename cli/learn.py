@@ -51,9 +51,7 @@ def learn(
         str | None, typer.Option("--budget", metavar="TIME", help="At most this long: 90s, 5m, 1h.")
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to train.")] = Device.auto,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be learned; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be learned; train nothing.")] = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Learn even if all is learned, and keep it whatever the checks say."),
@@ -80,9 +78,7 @@ def learn(
     chosen = models.resolve(home, model)
     from engrain.update import learn as learner
 
-    options = learner.LearnOptions(
-        budget=seconds, device=device.value, dry_run=dry_run, force=force, seed=seed
-    )
+    options = learner.LearnOptions(budget=seconds, device=device.value, dry_run=dry_run, force=force, seed=seed)
     try:
         if watch:
             _watch(home, chosen, options, json_)

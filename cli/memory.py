@@ -31,9 +31,7 @@ _MARKS = {None: "", 1: "good", -1: "bad"}
 
 @app.command("list")
 def list_(
-    limit: Annotated[
-        int, typer.Option("--limit", "-n", min=0, metavar="N", help="The newest N; 0: all.")
-    ] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, metavar="N", help="The newest N; 0: all.")] = 20,
     json_: JsonOption = False,
 ) -> None:
     """The newest interactions.

@@ -22,9 +22,7 @@ if TYPE_CHECKING:  # imported when used: `--help` and the lists must not wait fo
 NO_ADAPTER = "none"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="NAME", help="A model by name or path.")
-]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="A model by name or path.")]
 AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="NAME|none", help="An adapter version, or none for the base model."),
@@ -49,9 +47,7 @@ class Session:
             return None
         version = self.registry.get(name)
         if version.problem is not None:
-            raise EngrainError(
-                f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others"
-            )
+            raise EngrainError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
         if version.base != self.model_sha:
             raise EngrainError(
                 f"adapter {version.name} is for another model than {self.model.name}: choose it with --model"

@@ -108,9 +108,7 @@ class Conversation:
             raise
         return self._record_stream(text, stream, replies)
 
-    def _record_stream(
-        self, text: str, stream: Iterator[str], replies: list[Reply]
-    ) -> Generator[str, None, None]:
+    def _record_stream(self, text: str, stream: Iterator[str], replies: list[Reply]) -> Generator[str, None, None]:
         pieces: list[str] = []
         # What belongs to the exchange is fixed now: the caller may begin anew between two pieces.
         conversation, turns, system = self.id, self._turns, self.system

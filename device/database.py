@@ -31,17 +31,13 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
             _create(path, migrations)
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise LogError(
-                    f"{path} is not an interaction log, or is damaged: move it away or restore a copy"
-                )
+                raise LogError(f"{path} is not an interaction log, or is damaged: move it away or restore a copy")
         database = _connect(path)
         try:
             if _pragma(database, "application_id") != _APPLICATION_ID:
                 raise LogError(f"{path} is another program's database: move it away, or set ENGRAIN_HOME")
             if (version := _pragma(database, "user_version")) > len(migrations):
-                raise LogError(
-                    f"{path} was written by a newer engrain (version {version} of it): update engrain"
-                )
+                raise LogError(f"{path} was written by a newer engrain (version {version} of it): update engrain")
             migrate(database, migrations)
         except BaseException:
             database.close()
@@ -82,9 +78,7 @@ def explained(path: Path) -> Iterator[None]:
     except (sqlite3.DatabaseError, OverflowError) as error:
         raise LogError(_explanation(path, error)) from error
     except OSError as error:
-        raise LogError(
-            f"{path} can't be opened ({error.strerror or error}): mend that, or set ENGRAIN_HOME"
-        ) from error
+        raise LogError(f"{path} can't be opened ({error.strerror or error}): mend that, or set ENGRAIN_HOME") from error
 
 
 def _explanation(path: Path, error: Exception) -> str:

@@ -87,18 +87,12 @@ def open_home(root: Path | None = None) -> Home:
 def cannot_write(path: Path, error: OSError) -> HomeError:
     """One line for a failed write: what is wrong, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return HomeError(
-            f"no space left to write {path}: free some space, or set ENGRAIN_HOME to another disk"
-        )
+        return HomeError(f"no space left to write {path}: free some space, or set ENGRAIN_HOME to another disk")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HomeError(
-            f"{path} may not be written: mend its permissions, or set ENGRAIN_HOME to another folder"
-        )
+        return HomeError(f"{path} may not be written: mend its permissions, or set ENGRAIN_HOME to another folder")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return HomeError(f"{path} is not a folder or lies in a file: set ENGRAIN_HOME to another folder")
-    return HomeError(
-        f"{path} can't be written ({error.strerror or error}): set ENGRAIN_HOME to another folder"
-    )
+    return HomeError(f"{path} can't be written ({error.strerror or error}): set ENGRAIN_HOME to another folder")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -158,11 +152,7 @@ class Settings:
             for name in ("max_tokens", "n_ctx")
             if type(getattr(self, name)) is not int or getattr(self, name) < 1
         ]
-        if (
-            type(self.temperature) not in (int, float)
-            or not math.isfinite(self.temperature)
-            or self.temperature < 0
-        ):
+        if type(self.temperature) not in (int, float) or not math.isfinite(self.temperature) or self.temperature < 0:
             wrong.append("temperature must be a number of at least 0")
         if wrong:
             raise HomeError("; ".join(wrong))

@@ -128,9 +128,7 @@ class InteractionLog:
         complete: bool = True,
     ) -> int:
         """Write one interaction durably; its id."""
-        new = Interaction(
-            0, conversation, clock.time(), system, user, reply, model, adapter, complete=complete
-        )
+        new = Interaction(0, conversation, clock.time(), system, user, reply, model, adapter, complete=complete)
         with self._transaction():
             return self._insert(new)
 
@@ -229,16 +227,12 @@ class InteractionLog:
 
     def learned_by(self, adapter: str) -> Ids:
         """Ids that `adapter` learned."""
-        rows = self._rows(
-            "SELECT interaction FROM lineage WHERE adapter = ? ORDER BY interaction", (adapter,)
-        )
+        rows = self._rows("SELECT interaction FROM lineage WHERE adapter = ? ORDER BY interaction", (adapter,))
         return [row[0] for row in rows]
 
     def adapters_of(self, id: int) -> Names:
         """Adapters that learned interaction `id`."""
-        rows = self._rows(
-            "SELECT adapter FROM lineage WHERE interaction = ? ORDER BY adapter", (_row_id(id),)
-        )
+        rows = self._rows("SELECT adapter FROM lineage WHERE interaction = ? ORDER BY adapter", (_row_id(id),))
         return [row[0] for row in rows]
 
     def export_jsonl(self, file: IO[str]) -> int:
@@ -271,9 +265,7 @@ class InteractionLog:
         try:
             found = str(self._rows("PRAGMA integrity_check(1)")[0][0])
             if found == "ok":
-                self._rows(
-                    "INSERT INTO interactions_fts (interactions_fts, rank) VALUES ('integrity-check', 1)"
-                )
+                self._rows("INSERT INTO interactions_fts (interactions_fts, rank) VALUES ('integrity-check', 1)")
                 return None
         except LogError as error:
             return str(error)
@@ -298,8 +290,7 @@ class InteractionLog:
     def _interactions(self, statement: str, values: tuple[Any, ...]) -> Interactions:
         rows = self._rows(statement, values)
         return [
-            Interaction(**dict(zip(_COLUMNS, row, strict=True)) | {"complete": bool(row[_COMPLETE])})
-            for row in rows
+            Interaction(**dict(zip(_COLUMNS, row, strict=True)) | {"complete": bool(row[_COMPLETE])}) for row in rows
         ]
 
     @contextlib.contextmanager
@@ -319,11 +310,7 @@ def _row_id(id: int) -> int:
 
 def _storable(value: Any) -> Any:
     """Text that UTF-8 can hold: lone surrogates become U+FFFD. Anything else as it is."""
-    return (
-        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if isinstance(value, str)
-        else value
-    )
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
 
 
 def _parse(line: str, number: int) -> Interaction:
@@ -337,9 +324,7 @@ def _parse(line: str, number: int) -> Interaction:
     wrong = [f"no {name}" for name in (*_TEXTS, "time") if name not in values]
     wrong += [f"unknown {name!r:.40}" for name in values if name not in _EXPORTED]
     wrong += [f"{name} is not text" for name in _TEXTS if not isinstance(values.get(name, ""), str)]
-    wrong += [
-        f"{name} is not text" for name in _OPTIONAL_TEXTS if not isinstance(values.get(name), str | None)
-    ]
+    wrong += [f"{name} is not text" for name in _OPTIONAL_TEXTS if not isinstance(values.get(name), str | None)]
     time = values.get("time", 0.0)
     # The bound keeps dates printable, and refuses NaN.
     if type(time) not in (int, float) or not 0 <= time < 1e11:

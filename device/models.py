@@ -49,9 +49,7 @@ def add(home: Home, path: Path) -> ModelFile:
 
     path = path.expanduser().absolute()
     if (kind := open_gguf(path).metadata.get("general.type", "model")) != "model":
-        raise ModelError(
-            f"{path} is of type {kind!r:.40}, not a model: for adapters there is `engrain adapter import`"
-        )
+        raise ModelError(f"{path} is of type {kind!r:.40}, not a model: for adapters there is `engrain adapter import`")
     entries = _entries(home)
     for name, known in entries.items():
         if Path(known) == path:
@@ -83,9 +81,7 @@ def resolve(home: Home, name_or_path: str | None = None) -> ModelFile:
             " or `engrain model add FILE.gguf` and `engrain model use NAME`"
         )
     if (entry := _entries(home).get(wanted)) is not None and not Path(entry).is_file():
-        raise ModelError(
-            f"the file of model {wanted} is gone ({entry}): pick another, `engrain model use NAME`"
-        )
+        raise ModelError(f"the file of model {wanted} is gone ({entry}): pick another, `engrain model use NAME`")
     known = []
     for model in _found(home):  # lazily: the other programs' stores are searched only if need be
         if model.name == wanted:
@@ -97,9 +93,7 @@ def resolve(home: Home, name_or_path: str | None = None) -> ModelFile:
             return ModelFile(path.stem, path, "path")
     near = difflib.get_close_matches(wanted, known, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ModelError(
-        f"no model or file {wanted!r}{hint}: see `engrain model list`, then `engrain model use NAME`"
-    )
+    raise ModelError(f"no model or file {wanted!r}{hint}: see `engrain model list`, then `engrain model use NAME`")
 
 
 def sha256(home: Home, path: Path) -> str:

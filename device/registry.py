@@ -81,9 +81,7 @@ class Registry:
         if not matching and name:
             matching = [known for known in names if known.startswith(name)]
         if len(matching) != 1:
-            reason = (
-                f"{name!r} could be {', '.join(matching)}" if matching else f"there is no adapter {name!r}"
-            )
+            reason = f"{name!r} could be {', '.join(matching)}" if matching else f"there is no adapter {name!r}"
             raise RegistryError(f"{reason}: `engrain adapter list` shows those there are")
         return _read(self.home.adapters / matching[0])
 
@@ -95,18 +93,14 @@ class Registry:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RegistryError(
-                f"{self._current_path} can't be read ({error}): mend its permissions"
-            ) from error
+            raise RegistryError(f"{self._current_path} can't be read ({error}): mend its permissions") from error
 
     def add(self, adapter: Adapter, card: str, extra: Mapping[str, bytes] | None = None) -> Version:
         """Store a new version with its card and `extra` files (name -> content); `current` stays."""
         from engrain.quant.adapter import save_peft
 
         if not _DIGEST.fullmatch(adapter.metadata.get("engrain.base_sha256", "")):
-            raise RegistryError(
-                "an adapter needs its base model's SHA-256 in engrain.base_sha256: import it again"
-            )
+            raise RegistryError("an adapter needs its base model's SHA-256 in engrain.base_sha256: import it again")
         for name in extra or {}:
             if Path(name).name != name or "\\" in name or name in (WEIGHTS, CONFIG, CARD):
                 raise RegistryError(f"{name!r} can't be the name of a file beside an adapter: rename it")
@@ -115,9 +109,7 @@ class Registry:
             temporary: Path | None = None
             try:
                 temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
-                save_peft(
-                    replace(adapter, metadata=metadata), temporary, metadata.get("engrain.base_name", "")
-                )
+                save_peft(replace(adapter, metadata=metadata), temporary, metadata.get("engrain.base_name", ""))
                 for name, content in {CARD: card.encode(errors="replace"), **(extra or {})}.items():
                     write_atomic(temporary / name, content)
                 sync_folder(temporary)
@@ -169,9 +161,7 @@ class Registry:
         version = self.get(name)
         with self._locked() as folder:
             if version.name == self.current_name():
-                raise RegistryError(
-                    f"{version.name} is in use: `engrain adapter rollback` or `use` another first"
-                )
+                raise RegistryError(f"{version.name} is in use: `engrain adapter rollback` or `use` another first")
             try:
                 # Renamed first, so that a crash leaves no half version.
                 doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
@@ -287,9 +277,7 @@ class Registry:
             entries = json.loads(self._history_path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return []
-        return (
-            [entry for entry in entries if isinstance(entry, str | None)] if isinstance(entries, list) else []
-        )
+        return [entry for entry in entries if isinstance(entry, str | None)] if isinstance(entries, list) else []
 
     def _write_history(self, entries: History) -> None:
         write_atomic(self._history_path, json.dumps(entries[-1000:]) + "\n")
@@ -339,16 +327,12 @@ def _read(folder: Path) -> Version:
         return replace(version, problem=f"is damaged: {Path(error.filename).name} is gone")
     except (OSError, ValueError, RecursionError) as error:
         return replace(version, problem=f"is damaged: {error}")
-    return replace(
-        version, base=base, created=created, parents=tuple(parents), metadata=metadata, sha256=digest
-    )
+    return replace(version, base=base, created=created, parents=tuple(parents), metadata=metadata, sha256=digest)
 
 
 def _sound(version: Version) -> Version:
     if version.problem is not None:
-        raise RegistryError(
-            f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others"
-        )
+        raise RegistryError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
     return version
 
 

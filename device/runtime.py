@@ -97,9 +97,7 @@ class _Context:
         _log.clear()
         self._pointer = native.llama_init_from_model(model, params)
         if not self._pointer:
-            raise ModelError(
-                f"llama.cpp can't make a context of {n_ctx} tokens: {_log.reason()}; try a smaller one"
-            )
+            raise ModelError(f"llama.cpp can't make a context of {n_ctx} tokens: {_log.reason()}; try a smaller one")
         self._memory = native.llama_get_memory(self._pointer)
         self._n_vocab = n_vocab
         self._n_batch = int(native.llama_n_batch(self._pointer))
@@ -125,9 +123,7 @@ class _Context:
             self._flags[:size] = outputs[part]
             code = native.llama_decode(self._pointer, self._batch(size))
             if code != 0:
-                raise ModelError(
-                    f"llama.cpp failed on a batch of {size} tokens (code {code}): {_log.reason()}"
-                )
+                raise ModelError(f"llama.cpp failed on a batch of {size} tokens (code {code}): {_log.reason()}")
             count = int(self._flags[:size].sum())
             if count:
                 logits = native.llama_get_logits(self._pointer)
@@ -191,9 +187,7 @@ class Runtime:
         self.n_ctx = n_ctx
         self._n_threads = n_threads
         self._bos = int(native.llama_vocab_bos(self._vocab))
-        self._template = ChatTemplate(
-            self._template_source(), *map(self._token_text, (self._bos, self._eos()))
-        )
+        self._template = ChatTemplate(self._template_source(), *map(self._token_text, (self._bos, self._eos())))
         self._pieces: dict[int, bytes] = {}
         self._attached: _Attached | None = None
         self._held: list[int] = []  # tokens whose keys and values the main context holds
@@ -437,9 +431,7 @@ class Runtime:
         shared = batching.shared_prefix(prompts)
         room = min(max(map(len, prompts)) + max_tokens, self.n_ctx) - shared
         width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
-        context = _Context(
-            self._check_open(), self.n_vocab, shared + width * room, width + 1, self._n_threads
-        )
+        context = _Context(self._check_open(), self.n_vocab, shared + width * room, width + 1, self._n_threads)
         try:
             if not self._apply(context):
                 raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
@@ -610,9 +602,7 @@ def physical_cores() -> int:
     """Cores for arithmetic: hyper-threads share an arithmetic unit, efficiency cores hold the others up."""
     if sys.platform == "darwin":
         for key in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
-            answer = subprocess.run(
-                ["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, check=False
-            )
+            answer = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, check=False)
             if answer.stdout.strip().isdigit():
                 return max(1, int(answer.stdout))
     if sys.platform == "linux":

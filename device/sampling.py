@@ -38,9 +38,7 @@ class Sampler:
         """One token id from logits (n_vocab,)."""
         best = int(np.argmax(logits))  # argmax finds a NaN first
         if np.isnan(logits[best]):
-            raise NotANumber(
-                "the model's output is not a number: try without the adapter, or another model file"
-            )
+            raise NotANumber("the model's output is not a number: try without the adapter, or another model file")
         if self.temperature == 0.0:
             return best
         weights = np.exp((logits.astype(np.float64) - float(logits[best])) / self.temperature)

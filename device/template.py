@@ -93,24 +93,18 @@ class ChatTemplate:
                 parts.append(part)
                 length += len(part)
                 if length > _LONGEST:
-                    raise TemplateError(
-                        "the model's chat template writes without end: use another model file"
-                    )
+                    raise TemplateError("the model's chat template writes without end: use another model file")
         except TemplateError:
             raise
         except Exception as error:  # a template can raise what any Python expression can
-            raise TemplateError(
-                f"the model's chat template refuses this conversation: {_line(error)}"
-            ) from error
+            raise TemplateError(f"the model's chat template refuses this conversation: {_line(error)}") from error
         return "".join(parts)
 
 
 def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> str:
     roles = {"user": "User: ", "assistant": "Assistant: "}
     lines = [
-        f"{message['content']}\n"
-        if message["role"] == "system"
-        else roles[message["role"]] + message["content"]
+        f"{message['content']}\n" if message["role"] == "system" else roles[message["role"]] + message["content"]
         for message in messages
     ]
     return "\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)

@@ -24,9 +24,14 @@ class UnsupportedBlock(EngrainError):
     """A block format that engrain cannot dequantise."""
 
 
+def _as(b: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, bytes) -> (n, values) of a wider type; a copy, because a view has to be aligned."""
+    return b.clone(memory_format=torch.contiguous_format).view(dtype)
+
+
 def _half(b: Tensor) -> Tensor:
     """(n, 2k) bytes -> (n, k) float32 from float16."""
-    return b.contiguous().view(torch.float16).float()
+    return _as(b, torch.float16).float()
 
 
 def _nibbles(b: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ def _look_up(name: str, index: Tensor) -> Tensor:
 
 def _words(b: Tensor) -> Tensor:
     """(n, 2k) bytes -> (n, k) unsigned 16-bit values as int32."""
-    return b.contiguous().view(torch.int16).int() & 0xFFFF
+    return _as(b, torch.int16).int() & 0xFFFF
 
 
 def _bits(x: Tensor, step: int, count: int, mask: int) -> Tensor:
@@ -208,7 +213,7 @@ def _iq4_xs(b: Tensor) -> Tensor:
 
 def _packed_signs(b: Tensor) -> tuple[Tensor, Tensor]:
     """(n, 4k) bytes, words of four 7-bit sign indices and a 4-bit scale -> scale (n, k), signs (n, 4k, 8)."""
-    words = b.contiguous().view(torch.int32)
+    words = _as(b, torch.int32)
     return (words >> 28 & 0xF).float(), _look_up("signs", _bits(words, 7, 4, 0x7F))
 
 

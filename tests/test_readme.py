@@ -43,9 +43,7 @@ def layout(readme: str) -> list[tuple[str, str]]:
 def test_layout_matches_the_tree() -> None:
     entries = layout((ROOT / "README.md").read_text(encoding="utf-8"))
     listed = [path for path, _ in entries]
-    assert len(listed) == len(set(listed)), (
-        f"listed twice: {sorted({p for p in listed if listed.count(p) > 1})}"
-    )
+    assert len(listed) == len(set(listed)), f"listed twice: {sorted({p for p in listed if listed.count(p) > 1})}"
     absent = [path for path in listed if not (ROOT / path).exists()]
     assert not absent, f"listed, but not in the tree: {absent}"
     tree = {

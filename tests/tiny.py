@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,9 +61,7 @@ SHAPES = {
             "final_logit_softcapping": 30.0,
         },
     ),
-    "gemma3": Shape(
-        post_norm=True, qk_norm="head", scaled_embedding=True, metadata={"attention.sliding_window": 24}
-    ),
+    "gemma3": Shape(post_norm=True, qk_norm="head", scaled_embedding=True, metadata={"attention.sliding_window": 24}),
 }
 
 # Byte offsets of a block's float16 scales, and of the float16 offset or minimum with its factor to the
@@ -96,7 +95,7 @@ def vocabulary() -> tuple[list[str], list[str]]:
     while len(merges) < N_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, n in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += n
         a, b = max(pairs, key=lambda p: (pairs[p], p))
         merges.append(f"{a} {b}")
@@ -227,7 +226,10 @@ def build_tiny_gguf(
             matrix(f"{block}ffn_up.weight", n_ff, n_embd)
         matrix(f"{block}attn_output.weight", n_embd, n_q)
         matrix(f"{block}ffn_down.weight", n_embd, n_ff)
-        norms = ["attn_norm", "ffn_norm"] * shape.pre_norm + ["post_attention_norm", "post_ffw_norm"] * shape.post_norm
+        norms = ["attn_norm", "ffn_norm"] * shape.pre_norm + [
+            "post_attention_norm",
+            "post_ffw_norm",
+        ] * shape.post_norm
         for norm in norms:
             vector(f"{block}{norm}.weight", n_embd)
         if shape.qk_norm:

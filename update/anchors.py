@@ -18,12 +18,11 @@ from engrain.update.pack import Example, pack_examples
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
+_STARTS = ("What is the", "Who", "", "How many", "Which", "How do you", "Where is", "Explain", "When", "Why")
 _MARK = "\u2603"
 
 
-def write_anchors(
-    home: Home, runtime: Runtime, model_sha: str, count: int = 48, seed: int = 0
-) -> list[Example]:
+def write_anchors(home: Home, runtime: Runtime, model_sha: str, count: int = 48, seed: int = 0) -> list[Example]:
     """Prompts and the base model's answers as examples without a teacher yet; cached by model hash.
 
     The runtime must have no adapter attached. An answer's prompt is part of the target where it is the model's own
@@ -36,10 +35,11 @@ def write_anchors(
     except (OSError, ValueError, KeyError, TypeError):
         pass
     head = _opening(runtime)
-    asked = runtime.generate_batch(
-        [head] * count, max_tokens=28, temperature=1.0, seed=seed, stop_at_newline=True
-    )
-    messages = [m for m in dict.fromkeys(runtime.detokenize(a).strip() for a in asked) if len(m.split()) > 2]
+    starts = [_STARTS[i % len(_STARTS)] for i in range(count)]
+    openings = [head + runtime.tokenize(s) for s in starts]
+    asked = runtime.generate_batch(openings, max_tokens=28, temperature=1.0, seed=seed, stop_at_newline=True)
+    texts = [(s + runtime.detokenize(a)).strip() for s, a in zip(starts, asked, strict=True)]
+    messages = [m for m in dict.fromkeys(map(_first_question, texts)) if len(m.split()) > 2]
     prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in messages]
     answers = runtime.generate_batch(prompts, max_tokens=32)
     examples = [
@@ -50,6 +50,11 @@ def write_anchors(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps([{"tokens": e.tokens, "start": e.start} for e in examples]))
     return examples
+
+
+def _first_question(text: str) -> str:
+    """Up to the first question mark: a short question is what people ask most."""
+    return text[: text.find("?") + 1] or text
 
 
 def _opening(runtime: Runtime) -> list[int]:

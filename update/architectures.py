@@ -38,9 +38,7 @@ class Architecture:
 
     def is_windowed(self, layer: int) -> bool:
         """Whether a layer attends only to the sliding window."""
-        return self.window_pattern == 1 or (
-            self.window_pattern > 1 and (layer + 1) % self.window_pattern != 0
-        )
+        return self.window_pattern == 1 or (self.window_pattern > 1 and (layer + 1) % self.window_pattern != 0)
 
     def has_rope(self, layer: int) -> bool:
         """Whether a layer rotates q and k."""

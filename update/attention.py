@@ -40,12 +40,12 @@ class _Pad(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pad: Tensor, unpad: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, pad: Tensor, unpad: Tensor) -> Tensor:
         ctx.save_for_backward(unpad)
         return x.index_select(0, pad)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return dy.index_select(0, ctx.saved_tensors[0]), None, None
 
 
@@ -53,13 +53,13 @@ class _Unpad(torch.autograd.Function):
     """Padded slots -> flat rows; what padding computed gets no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, unpad: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, unpad: Tensor) -> Tensor:
         ctx.save_for_backward(unpad)
         ctx.slots = x.shape[0]
         return x.index_select(0, unpad)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = dy.new_zeros(ctx.slots, *dy.shape[1:])
         return dx.index_copy_(0, ctx.saved_tensors[0], dy), None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def digest(data: bytes) -> str:
 
 
 def save_state(
-    folder: Path, key: str, params: list[Tensor], optimiser: torch.optim.Optimizer, step: int, seconds: float
+    folder: Path, key: str, params: Sequence[Tensor], optimiser: torch.optim.Optimizer, step: int, seconds: float
 ) -> None:
     """Write weights and AdamW moments after `step` steps of the run called `key`."""
     tensors = {}
@@ -33,9 +34,7 @@ def save_state(
     write_atomic(folder / FILE, save(tensors, {"key": key, "step": str(step), "seconds": repr(seconds)}))
 
 
-def load_state(
-    folder: Path, key: str, params: list[Tensor], optimiser: torch.optim.Optimizer
-) -> tuple[int, float]:
+def load_state(folder: Path, key: str, params: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> tuple[int, float]:
     """Restore the run called `key` -> (steps done, seconds spent); (0, 0.0) if there is none, or a damaged one."""
     path = folder / FILE
     if not path.exists():

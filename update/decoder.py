@@ -24,6 +24,8 @@ from engrain.update.weights import Matrix, Weights
 class Norm(nn.Module):
     """RMS norm in float32 (Zhang and Sennrich, arXiv 1910.07467); Gemma's +1 is already in the GGUF's weight."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
@@ -35,6 +37,8 @@ class Norm(nn.Module):
 
 class Linear(nn.Module):
     """A frozen base product with its adapters, plus the base's bias if it has one."""
+
+    bias: Tensor | None
 
     def __init__(self, base: Matrix, names: list[str], bias: Tensor | None, rank: int, alpha: float) -> None:
         super().__init__()
@@ -75,9 +79,7 @@ class Layer(nn.Module):
         self.ffn_norm = norm("ffn_norm") if self.arch.pre_norm else None
         self.post_attn = norm("post_attention_norm") if self.arch.post_norm else None
         self.post_ffn = norm("post_ffw_norm") if self.arch.post_norm else None
-        self.q_norm, self.k_norm = (
-            (norm("attn_q_norm"), norm("attn_k_norm")) if self.arch.qk_norm else (None, None)
-        )
+        self.q_norm, self.k_norm = (norm("attn_q_norm"), norm("attn_k_norm")) if self.arch.qk_norm else (None, None)
         self.rope = rope if self.arch.has_rope(index) else None
         self.windowed = self.arch.is_windowed(index)
         self.attn_scale = float(meta.get(f"{arch}.attention.scale", 0) or 1 / math.sqrt(self.hyper.head_dim))
@@ -179,9 +181,7 @@ class Decoder(nn.Module):
     def hidden(self, pack: Pack) -> Tensor:
         """The normed output at the pack's target rows, (K, n_embd)."""
         x = self.embedding.rows(pack.tokens) * self.embedding_scale
-        tables: dict[int, Any] = {
-            id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)
-        }
+        tables: dict[int, Any] = {id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)}
         masks = {w: Mask.of(pack, w, x.dtype) for w in {0, self.window}}
         for layer in self.layers:
             table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]

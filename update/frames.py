@@ -11,6 +11,7 @@ import re
 
 from engrain.update import wording
 
+_NO_SUBJECT = frozenset("i we it this that there he she they".split())
 _BE = r"(?:is|are|was|were)"
 _SUBJECT = re.compile(rf"^(.{{2,60}}?)\s+{_BE}\s+(.+)$", re.IGNORECASE)
 _POSSESSIVE = re.compile(r"\b(my|our)\s+([\w'’-]+(?:\s+[\w'’-]+){0,2})", re.IGNORECASE)
@@ -68,7 +69,7 @@ def neighbours(question: str) -> list[str]:
     """The same plain questions about what another question is about: "my boss" -> "What is my boss's name?"."""
     found = []
     for phrase in noun_phrases(question.rstrip("?.")):
-        found += [_about(phrase, True)[i] for i in (1, 2, 5, 7, 8)]
+        found += [_about(phrase, True)[i] for i in (0, 1, 2, 3, 4)]
     return [q[:1].upper() + q[1:] for q in found]
 
 
@@ -76,19 +77,8 @@ def noun_phrases(plain: str) -> list[str]:
     """What the sentence is about, in the user's words: its subject, "my …", and what "I have"."""
     phrases: list[str] = []
     match = _SUBJECT.match(plain)
-    if match and wording.words(match[1])[0] not in (
-        "i",
-        "we",
-        "it",
-        "this",
-        "that",
-        "there",
-        "he",
-        "she",
-        "they",
-    ):
-        if len(wording.words(match[1])) <= 7:
-            phrases.append(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1])))
+    if match and wording.words(match[1])[0] not in _NO_SUBJECT and len(wording.words(match[1])) <= 7:
+        phrases.append(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1])))
     for match in _POSSESSIVE.finditer(plain):
         kept = _noun(match[2].split())
         if kept:
@@ -129,9 +119,9 @@ def _about(phrase: str, named: bool) -> list[str]:
     ]
     if named:
         found = [
-            f"What is the name of {phrase}?", f"What is {phrase}'s name?", f"What is {phrase} called?",
+            *found, f"What is the name of {phrase}?", f"What is {phrase}'s name?", f"What is {phrase} called?",
             f"Do you remember the name of {phrase}?", f"What do I call {phrase}?",
-        ] + found  # fmt: skip
+        ]  # fmt: skip
     return [
         *found, f"Who is {phrase}?", f"Where is {phrase}?", f"Tell me about {phrase}.",
         f"What do you know about {phrase}?", f"When is {phrase}?", f"What about {phrase}?",
@@ -150,7 +140,8 @@ def _identity(plain: str) -> list[str]:
         tail = " " + rest[1] if len(rest) > 1 and rest[1] in _PREPOSITION else ""
         noun = verb.lower()
         return [f"What {am} {verb}{tail}?", f"What {am} {verb}{tail} at the moment?", f"Which one {am} {verb}{tail}?",
-                f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?", f"{am[:1].upper() + am[1:]} {verb} something?",
+                f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?",
+                f"{am[:1].upper() + am[1:]} {verb} something?",
                 f"What {am} doing?"]  # fmt: skip
     if rest[0].lower() in ("a", "an"):
         return [f"What {am}?", "What is my job?", "What do I do for a living?", "What is my profession?", "Who am I?",
@@ -160,7 +151,8 @@ def _identity(plain: str) -> list[str]:
         head = " ".join(rest[: stop + 1])
         return [f"What {am} {head}?", f"Who {am} {head}?", f"Where {am} {' '.join(rest[:stop])}?", "What am I like?",
                 f"Tell me what I'm {head}."]  # fmt: skip
-    return [f"What {am}?", f"{am[:1].upper() + am[1:]} {' '.join(rest[:3]).rstrip(',')}?", "What should you know about me?",
+    return [f"What {am}?", f"{am[:1].upper() + am[1:]} {' '.join(rest[:3]).rstrip(',')}?",
+            "What should you know about me?",
             f"Do you remember what {am[-1] if am == 'am I' else 'we'} {'am' if am == 'am I' else 'are'}?"]  # fmt: skip
 
 
@@ -188,7 +180,8 @@ def _action(plain: str) -> list[str]:
         f"Which {'one ' if not thing else ''}{aux} {who} {act}?",
     ]
     if tail and thing:
-        found += [f"What {aux} {who} {act} {tail}?", f"Where {aux} {who} {act} {thing}?", f"Who {aux} {who} {act} {thing} {words[stop]}?",
+        found += [f"What {aux} {who} {act} {tail}?", f"Where {aux} {who} {act} {thing}?",
+                  f"Who {aux} {who} {act} {thing} {words[stop]}?",
                   f"How {aux} {who} {act} {thing}?", f"Where is {thing}?"]  # fmt: skip
         found += [f"Where are {thing}?", f"What did I tell you about {thing}?", f"Who has {thing}?"]
     elif tail:
@@ -221,11 +214,7 @@ def _base(past: str) -> str:
         return stem[:-1] + "y"
     if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "sl":
         return stem[:-1]
-    return (
-        stem + "e"
-        if re.search(r"(?:[^aeiou][aeiou][vszc]|[aeiou]v|us|at|ag|iz|is|rs|nc|as)$", stem)
-        else stem
-    )
+    return stem + "e" if re.search(r"(?:[^aeiou][aeiou][vszc]|[aeiou]v|us|at|ag|iz|is|rs|nc|as)$", stem) else stem
 
 
 def _lower_first(text: str) -> str:

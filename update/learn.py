@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RANK, ALPHA = 8, 16.0
 REPLAY_PER_FACT = 4
+UNTOLD_PROBES = 8
+CONTRAST_SHARE = 0.5  # never-told neighbours for every fact: more, and wordings that weren't trained are refused
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,7 @@ class Curriculum:
 Report = Callable[[Progress], None]
 
 
-def learn(
-    home: Home, model: ModelFile, options: LearnOptions, report: Report = lambda progress: None
-) -> Outcome:
+def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = lambda progress: None) -> Outcome:
     """Learn what the log holds and the current adapter doesn't.
 
     Raises:
@@ -106,9 +106,7 @@ def learn(
             studied = time.monotonic()
             if not any(lesson.source for lesson in curriculum.lessons) or not fresh:
                 return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
-            learned = tuple(
-                dict.fromkeys(f.said for f in curriculum.facts if f.source[0] in {i.id for i in fresh})
-            )
+            learned = tuple(dict.fromkeys(f.said for f in curriculum.facts if f.source[0] in {i.id for i in fresh}))
             if options.dry_run:
                 return Outcome("nothing", None, len(curriculum.lessons), studied - start, learned=learned)
             gguf = open_gguf(model.path)
@@ -127,9 +125,7 @@ def learn(
             checks = _check(home, runtime, adapter, parent, registry, curriculum, held[:8], report)
             facts = _metadata(model, sha, parent, fresh, settings, checks)
             adapter = Adapter(**{**vars(adapter), "metadata": facts})
-            version = registry.add(
-                adapter, _card(model, learned, checks), {"lessons.jsonl": _rows(curriculum)}
-            )
+            version = registry.add(adapter, _card(model, learned, checks), {"lessons.jsonl": _rows(curriculum)})
             accepted = checks.passed or options.force
             if accepted:
                 registry.use(version.name)
@@ -160,9 +156,9 @@ def prepare(
     held_back = {p.question for p in probes}
     lessons = [x for x in study.lessons_of(facts, written, fresh) if x.question not in held_back]
     lessons += study.lessons_of(known, [[] for _ in known], old, plain=REPLAY_PER_FACT)
-    neighbours = study.write_neighbours(runtime, [*facts, *known], 12 + 2 * len(facts), seed) if facts else []
-    untold = neighbours[::5]
-    contrast = [q for q in neighbours if q not in untold]
+    wanted = UNTOLD_PROBES + max(2, round(CONTRAST_SHARE * len(facts)))
+    neighbours = study.write_neighbours(runtime, [*facts, *known], wanted, seed) if facts else []
+    untold, contrast = neighbours[-UNTOLD_PROBES:], neighbours[:-UNTOLD_PROBES]
     lessons += [study.Lesson(q, study.NOT_TOLD, "contrast") for q in contrast]
     return Curriculum(facts, lessons, probes, untold)
 

@@ -22,7 +22,7 @@ class _LoraProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, base: Callable[[], Tensor], scale: float, lora_a: Tensor, *lora_b: Tensor
     ) -> Tensor:
         low_a = lora_a.to(x.dtype)
@@ -39,7 +39,7 @@ class _LoraProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, lora_a, *lora_b = ctx.saved_tensors
         rank = lora_a.shape[0] // len(lora_b)
         d_inner = torch.empty_like(inner)

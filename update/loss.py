@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engrain.update.decoder import Decoder
@@ -17,15 +18,18 @@ class _ChunkedLoss(torch.autograd.Function):
     """Loss and its gradient to `hidden` computed together, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, decoder: Decoder, pack: Pack, nll: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, decoder: Decoder, pack: Pack, nll: Tensor) -> Tensor:
         head = decoder.head()
         rows = max(1, CHUNK_BYTES // (4 * head.shape[0]))
+        rows = max(1, rows // 32 * 32)
         grads, total = [], hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             leaf = hidden[part].detach().requires_grad_()
+            fill = -leaf.shape[0] % 32 if rows >= 32 else 0
             with torch.enable_grad():
-                log_p = decoder.finish(leaf @ head.T).log_softmax(-1)
+                raw = F.pad(leaf, (0, 0, 0, fill)) @ head.T
+                log_p = decoder.finish(raw[: leaf.shape[0]]).log_softmax(-1)
                 loss = _token_losses(log_p, pack, part)
                 weighted = (loss * pack.weight[part]).sum()
             grads.append(torch.autograd.grad(weighted, leaf)[0])
@@ -35,7 +39,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.saved_tensors[0] * grad.to(ctx.saved_tensors[0].dtype), None, None, None
 
 

@@ -7,12 +7,13 @@ attend to P + L keys under one small causal mask that serves them all.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+ROWS = 64  # packs are rounded up to a multiple: a matrix library prepares itself anew for every new shape
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Pack:
 
 def shared_prefix(examples: Sequence[Example]) -> int:
     """Length of the longest common prefix of all prompts; at least one prompt token stays behind it."""
-    common = len(os.path.commonprefix([e.tokens for e in examples]))
+    low, high = min(e.tokens for e in examples), max(e.tokens for e in examples)
+    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return max(0, min(common, min(e.start for e in examples) - 1))
 
 
@@ -78,9 +80,14 @@ def pack_examples(examples: Sequence[Example]) -> Pack:
     prefix = shared_prefix(examples)
     lengths = [len(e.tokens) - prefix for e in examples]
     longest = max(lengths)
+    fill = _fillers(prefix + sum(lengths), longest)
     tokens, positions = list(examples[0].tokens[:prefix]), list(range(prefix))
-    pad = torch.zeros(len(examples), longest, dtype=torch.long)
-    unpad, targets, target_ids, weight, owner = [], [], [], [], []
+    pad = torch.zeros(len(examples) + len(fill), longest, dtype=torch.long)
+    unpad: list[Tensor] = []
+    targets: list[int] = []
+    target_ids: list[int] = []
+    weight: list[float] = []
+    owner: list[int] = []
     row = prefix
     for i, (e, n) in enumerate(zip(examples, lengths, strict=True)):
         tokens.extend(e.tokens[prefix:])
@@ -93,11 +100,17 @@ def pack_examples(examples: Sequence[Example]) -> Pack:
         weight.extend([e.weight] * (len(e.tokens) - e.start))
         owner.extend([i] * (len(e.tokens) - e.start))
         row += n
+    for i, n in enumerate(fill, len(examples)):
+        tokens.extend([examples[0].tokens[0]] * n)
+        positions.extend(range(prefix, prefix + n))
+        pad[i, :n] = torch.arange(row, row + n)
+        unpad.append(torch.arange(i * longest, i * longest + n))
+        row += n
     return Pack(
         tokens=torch.tensor(tokens),
         positions=torch.tensor(positions),
         prefix=prefix,
-        batch=len(examples),
+        batch=len(examples) + len(fill),
         longest=longest,
         pad=pad.flatten(),
         unpad=torch.cat(unpad),
@@ -110,15 +123,18 @@ def pack_examples(examples: Sequence[Example]) -> Pack:
     )
 
 
+def _fillers(tokens: int, longest: int) -> list[int]:
+    """Lengths of examples without targets that round a pack up to ROWS rows."""
+    missing = -tokens % ROWS
+    return [longest] * (missing // longest) + ([missing % longest] if missing % longest else [])
+
+
 def _teachers(examples: Sequence[Example]) -> dict[str, Tensor]:
     taught = [e.teacher for e in examples if e.teacher is not None]
     if not taught:
         return {}
     k = taught[0][0].shape[1]
-    none = [
-        (torch.full((len(e.tokens) - e.start, k), -1), torch.zeros(len(e.tokens) - e.start, k))
-        for e in examples
-    ]
+    none = [(torch.full((len(e.tokens) - e.start, k), -1), torch.zeros(len(e.tokens) - e.start, k)) for e in examples]
     parts = [e.teacher or n for e, n in zip(examples, none, strict=True)]
     return {
         "teacher_ids": torch.cat([p[0] for p in parts]),

@@ -135,9 +135,7 @@ def write_questions(
 
     All prompts begin with the same few shots, so that llama.cpp evaluates those once.
     """
-    head = "\n\n".join(
-        f"Statement: {s}\nQuestion: {q}" for s, *questions in _SHOTS[:4] for q in questions[:1]
-    )
+    head = "\n\n".join(f"Statement: {s}\nQuestion: {q}" for s, *questions in _SHOTS[:4] for q in questions[:1])
     prompts, owners = [], []
     for i, fact in enumerate(facts):
         for starter in _STARTERS[:per_fact]:
@@ -147,9 +145,7 @@ def write_questions(
     for start in range(0, len(prompts), _BATCH):
         part = range(start, min(start + _BATCH, len(prompts)))
         ids = [runtime.tokenize("".join(prompts[k])) for k in part]
-        outs = runtime.generate_batch(
-            ids, max_tokens=20, temperature=0.7, seed=seed + start, stop_at_newline=True
-        )
+        outs = runtime.generate_batch(ids, max_tokens=20, temperature=0.7, seed=seed + start, stop_at_newline=True)
         for k, out in zip(part, outs, strict=True):
             question = tidy_question(prompts[k][1] + runtime.detokenize(out))
             if question and is_usable(question, facts[owners[k]], kept[owners[k]]):
@@ -187,9 +183,7 @@ def is_usable(question: str, fact: Fact, others: Sequence[str]) -> bool:
 def write_neighbours(runtime: Runtime, facts: Sequence[Fact], count: int, seed: int = 0) -> list[str]:
     """Questions about the user that nothing told answers, in the model's own words and in the frames' wording."""
     prompt = runtime.tokenize("Questions about myself:\n" + "\n".join(f"- {s}" for s in _NEIGHBOURS) + "\n-")
-    outs = runtime.generate_batch(
-        [prompt] * count, max_tokens=16, temperature=1.0, seed=seed, stop_at_newline=True
-    )
+    outs = runtime.generate_batch([prompt] * count, max_tokens=16, temperature=1.0, seed=seed, stop_at_newline=True)
     told = {w[:5] for f in facts for w in wording.content_words(f.said)}
     found: list[str] = []
     for out in [list(_NEIGHBOURS), *([runtime.detokenize(o)] for o in outs)]:
@@ -210,7 +204,5 @@ def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None 
             turns.insert(0, {"role": "system", "content": system})
         prompt = runtime.prompt_tokens(turns)
         target = [*runtime.tokenize(lesson.answer), runtime.end_of_turn]
-        examples.append(
-            Example(tuple(prompt + target), len(prompt), lesson.weight, lesson.kind, lesson.source)
-        )
+        examples.append(Example(tuple(prompt + target), len(prompt), lesson.weight, lesson.kind, lesson.source))
     return examples

@@ -96,7 +96,8 @@ def train(
     steps: list[Step] = []
     good = _snapshot(params)
     start = saved = time.monotonic()
-    stopped, epoch_losses = "done", []
+    stopped = "done"
+    epoch_losses: list[float] = []
     i = done
     try:
         while i < len(plan):
@@ -154,7 +155,7 @@ def _plan(
 def _step(
     decoder: Decoder,
     packs: list[Pack],
-    params: list[Tensor],
+    params: Sequence[Tensor],
     optimiser: torch.optim.Optimizer,
     options: TrainOptions,
 ) -> tuple[float, int]:
@@ -177,9 +178,7 @@ def _step(
     return mean, tokens
 
 
-def _set_lr(
-    optimiser: torch.optim.Optimizer, options: TrainOptions, step: int, total: int, seconds: float
-) -> None:
+def _set_lr(optimiser: torch.optim.Optimizer, options: TrainOptions, step: int, total: int, seconds: float) -> None:
     """Linear warm-up, then half a cosine, over steps or over the budget, whichever is further along."""
     share = step / total
     if options.budget:
@@ -195,11 +194,11 @@ def _fingerprint(examples: Sequence[Example], anchors: Sequence[Example], option
     return checkpoint.digest(json.dumps([rows, asdict(options)]).encode())
 
 
-def _snapshot(params: list[Tensor]) -> list[Tensor]:
+def _snapshot(params: Sequence[Tensor]) -> Sequence[Tensor]:
     return [p.detach().clone() for p in params]
 
 
 @torch.no_grad()
-def _restore(params: list[Tensor], snapshot: list[Tensor]) -> None:
+def _restore(params: Sequence[Tensor], snapshot: Sequence[Tensor]) -> None:
     for p, s in zip(params, snapshot, strict=True):
         p.copy_(s)

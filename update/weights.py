@@ -17,9 +17,7 @@ class Matrix:
     layer's weights are in memory at a time.
     """
 
-    def __init__(
-        self, parts: list[TensorInfo], dtype: torch.dtype, device: torch.device, resident: bool
-    ) -> None:
+    def __init__(self, parts: list[TensorInfo], dtype: torch.dtype, device: torch.device, resident: bool) -> None:
         self.parts, self.dtype, self.device, self.resident = parts, dtype, device, resident
         self.n_outs = [p.shape[0] for p in parts]
         self.n_in = parts[0].shape[-1]

@@ -250,9 +250,7 @@ def is_statement(sentence: str) -> bool:
     if len(found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
         return False
     personal = any(w in _FIRST_PERSON for w in found)
-    return found[0] not in _REQUEST or (
-        personal and found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey")
-    )
+    return found[0] not in _REQUEST or (personal and found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey"))
 
 
 def to_second_person(sentence: str) -> str:

@@ -213,9 +213,7 @@ def test_adapter_export(capsys, versions, tmp_path):
         for part, expected in zip(exported.weights["blk.0.attn_q.weight"], original, strict=True):
             np.testing.assert_array_equal(part, expected)
     for kind, path in (("peft", folder), ("gguf", file)):
-        assert "--overwrite" in one_line_error(
-            capsys, "adapter", "export", "2", "--to", kind, "-o", str(path)
-        )
+        assert "--overwrite" in one_line_error(capsys, "adapter", "export", "2", "--to", kind, "-o", str(path))
 
 
 def test_a_damaged_adapter_is_found(capsys, versions):
@@ -236,9 +234,7 @@ def test_doctor_without_a_model(capsys, monkeypatch):
     assert all(status[name] == "ok" for name in ("python", "llama.cpp", "torch", "log", "settings"))
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("1.5 min", 90), ("7", 7)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("1.5 min", 90), ("7", 7)])
 def test_budget(text, seconds):
     assert parse_budget(text) == seconds
 
@@ -257,6 +253,4 @@ def test_progress_without_a_terminal(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("training 1/1000") and lines[-1].startswith("training 1000/1000")
     assert len(lines) < 10
-    assert (
-        details(learn.Progress("train", 1, 2, loss=0.5, seconds_left=65.0)) == "loss 0.500, 1 min 05 s left"
-    )
+    assert details(learn.Progress("train", 1, 2, loss=0.5, seconds_left=65.0)) == "loss 0.500, 1 min 05 s left"

@@ -56,9 +56,7 @@ def test_ask_goes_on_with_the_last_conversation(home, piped):
 
 
 def test_ask_without_a_record(home, piped):
-    assert (
-        run(["ask", "Hello", "--no-record", "--no-notebook", "--adapter", "none", "--max-tokens", "2"]) == 0
-    )
+    assert run(["ask", "Hello", "--no-record", "--no-notebook", "--adapter", "none", "--max-tokens", "2"]) == 0
     assert logged(home) == []
 
 
@@ -111,9 +109,7 @@ def test_ask_in_a_new_process_loads_no_torch(home):
         "import sys, engrain.cli.main as m; code = m.run(['ask', 'Hello', '--max-tokens', '2']);"
         "sys.exit(code or ', '.join({'torch', 'rich', 'engrain.update'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert logged(home)[0].user == "Hello"
 

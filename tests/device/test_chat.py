@@ -121,9 +121,7 @@ def test_an_interrupt_before_the_first_word(
     assert len(talk._fitting("x")) == 3
 
 
-def test_beginning_anew_between_pieces_keeps_conversations_apart(
-    talk: Conversation, log: InteractionLog
-) -> None:
+def test_beginning_anew_between_pieces_keeps_conversations_apart(talk: Conversation, log: InteractionLog) -> None:
     old = talk.id
     stream = talk.say("Hello")
     next(stream)

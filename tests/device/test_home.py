@@ -50,9 +50,7 @@ def test_open_home_in_a_file_is_one_line_with_a_way_out(tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all"
-)
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
 def test_open_home_that_may_not_be_written(tmp_path):
     open_home(tmp_path / "home")
     (tmp_path / "home").chmod(0o500)

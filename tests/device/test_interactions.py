@@ -30,9 +30,7 @@ def told(log: InteractionLog, user: str, reply: str = "I see.", conversation: st
 
 
 def test_what_was_recorded_is_read_back_by_another(log):
-    first = log.record(
-        "c1", "My cat is Ottoline.", "Noted.", system="Be brief.", model=MODEL, adapter="0001-00000000"
-    )
+    first = log.record("c1", "My cat is Ottoline.", "Noted.", system="Be brief.", model=MODEL, adapter="0001-00000000")
     second = log.record("c2", "And", "broken o", model=MODEL, complete=False)
     with InteractionLog(log.path) as again:
         kept = again.get(first)
@@ -267,9 +265,7 @@ for number in range(20):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["interactions.db"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\0" * 5000, b"not a database" * 400, b"SQLite format 3\0" + b"\1" * 5000]
-)
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"not a database" * 400, b"SQLite format 3\0" + b"\1" * 5000])
 def test_a_file_that_is_no_log_is_named_and_left_alone(tmp_path, content):
     path = tmp_path / "interactions.db"
     path.write_bytes(content)

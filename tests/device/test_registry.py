@@ -180,9 +180,7 @@ def test_verified_current_keeps_to_the_base_and_to_what_came_before(registry):
     assert four.problem is None
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe\n", b"../../elsewhere\n", b"0009-00000000\n", b"x" * 10**6]
-)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"../../elsewhere\n", b"0009-00000000\n", b"x" * 10**6])
 def test_a_damaged_pointer_falls_back_to_the_newest_good_version(registry, content):
     registry.add(adapter(1), "")
     two = registry.add(adapter(2), "")

@@ -18,7 +18,7 @@ from engrain.quant.adapter import Adapter, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import open_gguf
 
-from ..tiny import build_tiny_gguf  # noqa: TID252 (tests are no package with a name)
+from ..tiny import build_tiny_gguf
 
 HELLO = [{"role": "user", "content": "Hello, who are you?"}]
 LONGER = [
@@ -69,9 +69,7 @@ def adapters(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"GGUF\x03\0\0\0", b"GGUF" + b"\xff" * 100])
-def test_what_cannot_be_loaded_is_one_line(
-    tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.gguf") as caught:
@@ -88,9 +86,7 @@ def test_truncated_missing_or_a_folder(tiny: Path, tmp_path: Path) -> None:
             Runtime.load(path)
 
 
-def test_llama_cpp_says_nothing(
-    tiny: Path, adapters: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_llama_cpp_says_nothing(tiny: Path, adapters: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
     with Runtime.load(tiny, n_ctx=64) as runtime:
         runtime.attach(adapters[0])
         runtime.complete(HELLO, max_tokens=2)
@@ -304,9 +300,7 @@ def test_batch_samples_by_seed(runtime: Runtime) -> None:
 # Adapters
 
 
-def test_attach_changes_logits_and_detach_restores_every_bit(
-    runtime: Runtime, adapters: tuple[Path, Path]
-) -> None:
+def test_attach_changes_logits_and_detach_restores_every_bit(runtime: Runtime, adapters: tuple[Path, Path]) -> None:
     tokens = runtime.prompt_tokens(HELLO)
     base = runtime.logits(tokens)
     runtime.attach(adapters[0], name="first")
@@ -334,9 +328,7 @@ def test_attaching_again_replaces(tiny: Path, runtime: Runtime, adapters: tuple[
         np.testing.assert_array_equal(runtime.logits(tokens), fresh.logits(tokens))
 
 
-def test_a_change_of_adapters_drops_what_is_held(
-    tiny: Path, runtime: Runtime, adapters: tuple[Path, Path]
-) -> None:
+def test_a_change_of_adapters_drops_what_is_held(tiny: Path, runtime: Runtime, adapters: tuple[Path, Path]) -> None:
     tokens = runtime.prompt_tokens(LONGER)
     with Runtime.load(tiny, n_ctx=256) as fresh:
         fresh.attach(adapters[0])
@@ -373,9 +365,7 @@ def test_a_refused_adapter_leaves_the_old_one(
 def test_an_adapter_of_another_shape_is_refused(tiny: Path, runtime: Runtime, tmp_path: Path) -> None:
     hyper = open_gguf(tiny).hyper
     a, b = np.ones((2, hyper.n_embd + 32), np.float32), np.ones((hyper.n_embd, 2), np.float32)
-    wrong = Adapter(
-        2, 2.0, hyper.architecture, hyper.n_head, hyper.n_head_kv, {"blk.0.attn_q.weight": (a, b)}
-    )
+    wrong = Adapter(2, 2.0, hyper.architecture, hyper.n_head, hyper.n_head_kv, {"blk.0.attn_q.weight": (a, b)})
     save_gguf(wrong, tmp_path / "wrong.gguf")
     with pytest.raises(EngrainError, match=r"wrong\.gguf"):
         runtime.attach(tmp_path / "wrong.gguf")

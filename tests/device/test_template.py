@@ -41,8 +41,7 @@ def test_chatml() -> None:
         "{{ m.content }}{% endfor %}",
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
         "{{ {'a': 'é<&>', 'n': [1, 2]} | tojson }} {{ messages | tojson(indent=2) }}",
-        "{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
-        "{{ ns.n }}",
+        "{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     ],
 )
 def test_equals_transformers(source: str) -> None:

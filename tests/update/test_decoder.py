@@ -1,0 +1,104 @@
+"""Our decoder against llama.cpp on the same file, packs against single examples, gradients against differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engrain.device.runtime import Runtime
+from engrain.quant.adapter import Adapter, save_gguf
+from engrain.quant.gguf import open_gguf
+from engrain.update.decoder import Decoder
+from engrain.update.loss import pack_loss, teach, top_k_kl
+from engrain.update.pack import Example, pack_examples, plan_packs
+
+TOKENS = tuple(range(40, 72))
+
+
+def logits_of(decoder: Decoder, tokens: tuple[int, ...]) -> torch.Tensor:
+    pack = pack_examples([Example(tokens, 1)])
+    with torch.no_grad():
+        return decoder.logits(decoder.hidden(pack))
+
+
+def adapted(path: Path, seed: int = 1, resident: bool = True) -> Decoder:
+    torch.manual_seed(seed)
+    decoder = Decoder(open_gguf(path), rank=4, alpha=8.0, dtype=torch.float32, resident=resident)
+    for group in decoder.groups():
+        for b in group.lora_b:
+            torch.nn.init.normal_(b, std=0.3)
+    return decoder
+
+
+def test_logits_agree_with_llama_cpp(tiny: Path) -> None:
+    ours = logits_of(Decoder(open_gguf(tiny), dtype=torch.float32), TOKENS)
+    with Runtime.load(tiny) as runtime:
+        theirs = torch.from_numpy(runtime.logits(TOKENS))[:-1]
+    # float32 weights: only the order of sums and llama.cpp's float16 KV cache differ
+    assert (ours - theirs).abs().max() < 0.02 * theirs.std()
+
+
+def test_gguf_export_moves_llama_cpp_as_it_moves_ours(tiny: Path, tmp_path: Path) -> None:
+    decoder = adapted(tiny)
+    with decoder.bare():
+        base = logits_of(decoder, TOKENS)
+    ours = logits_of(decoder, TOKENS) - base
+    weights = {n: (a.numpy(), b.numpy()) for g in decoder.groups() for n, (a, b) in g.weights().items()}
+    hyper = open_gguf(tiny).hyper
+    save_gguf(Adapter(4, 8.0, "llama", hyper.n_head, hyper.n_head_kv, weights), tmp_path / "a.gguf")
+    with Runtime.load(tiny) as runtime:
+        before = runtime.logits(TOKENS)[:-1]
+        runtime.attach(tmp_path / "a.gguf")
+        theirs = torch.from_numpy(runtime.logits(TOKENS)[:-1] - before)
+    assert ours.std() > 0.05
+    assert (ours - theirs).abs().max() < 0.03 * ours.std()
+
+
+def test_a_pack_computes_what_each_example_computes_alone(tiny: Path) -> None:
+    decoder = adapted(tiny)
+    examples = [Example(TOKENS[:12] + extra, 13) for extra in ((1, 2, 3), (9, 8, 7, 6, 5), (4, 4))]
+    pack = pack_examples(examples)
+    assert pack.prefix == 12 and len(pack.tokens) % 64 == 0
+    with torch.no_grad():
+        together = decoder.hidden(pack)
+        alone = torch.cat([decoder.hidden(pack_examples([e])) for e in examples])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_gradient_equals_finite_differences(tiny: Path, resident: bool) -> None:
+    decoder = adapted(tiny, resident=resident)
+    pack = pack_examples([Example(TOKENS[:12] + extra, 13) for extra in ((1, 2, 3), (9, 8, 7, 6, 5))])
+    pack_loss(decoder, pack)[0].backward()
+    for parameter in (decoder.layers[0].qkv.lora.lora_b[1], decoder.layers[0].gate_up.lora.lora_a):
+        direction = torch.randn_like(parameter)
+        step, values = 1e-3, []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * step * direction
+                values.append(float(pack_loss(decoder, pack)[0]))
+                parameter -= sign * step * direction
+        difference = (values[0] - values[1]) / (2 * step)
+        assert difference == pytest.approx(float((parameter.grad * direction).sum()), rel=0.02, abs=1e-3)
+
+
+def test_teacher_is_the_base_and_kl_to_itself_is_zero(tiny: Path) -> None:
+    decoder = adapted(tiny)
+    example = Example(TOKENS, 5)
+    ids, log_p = teach(decoder, pack_examples([example]), k=8)
+    with decoder.bare(), torch.no_grad():
+        base = decoder.logits(decoder.hidden(pack_examples([example]))).log_softmax(-1)
+    torch.testing.assert_close(log_p, base.gather(1, ids))
+    assert top_k_kl(base, ids, log_p).abs().max() < 1e-5
+    taught = Example(TOKENS, 5, teacher=(ids, log_p))
+    assert float(pack_loss(decoder, pack_examples([taught]))[0].detach()) > 0.01
+
+
+def test_plan_keeps_every_example_once() -> None:
+    rng = np.random.default_rng(0)
+    examples = [Example(tuple(range(5)) + tuple(rng.integers(0, 50, n)), 5) for n in rng.integers(2, 30, 60)]
+    groups = plan_packs(examples, 200, torch.Generator().manual_seed(3))
+    assert sorted(map(id, examples)) == sorted(id(e) for g in groups for e in g)

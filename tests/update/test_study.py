@@ -1,0 +1,49 @@
+"""Sentences, persons and plain questions: wordings that are not those of any benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from engrain.update import frames, wording
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("My goat is called Pim.", "Your goat is called Pim."),
+        ("I was born in Lagos and I'm left-handed.", "You were born in Lagos and you're left-handed."),
+        ("Our neighbours gave us their old piano.", "Your neighbours gave you their old piano."),
+        ("The alarm code is 9-1-7.", "The alarm code is 9-1-7."),
+        ("Ich wohne in Kiel.", "Ich wohne in Kiel."),
+    ],
+)
+def test_the_users_words_become_the_assistants(said: str, answer: str) -> None:
+    assert wording.to_second_person(said) == answer
+
+
+def test_statements_are_told_from_questions_and_requests() -> None:
+    told = ["My knee hurts when it rains.", "We moved to Graz.", "The shed key hangs behind the door."]
+    asked = ["What is the capital of Peru?", "Write me a poem about rain.", "Hello there!", "Thanks a lot for that."]
+    assert [wording.is_statement(s) for s in told + asked] == [True] * 3 + [False] * 4
+
+
+def test_sentences_keep_abbreviations_whole() -> None:
+    assert wording.sentences("I saw Dr. Osei today. He was kind! Was he?") == [
+        "I saw Dr. Osei today.",
+        "He was kind!",
+        "Was he?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("My goat is called Pim.", "What is my goat's name?"),
+        ("I'm allergic to pollen.", "What am I allergic to?"),
+        ("We parked the van behind the mill.", "Where did we park the van?"),
+        ("The alarm code is 9-1-7.", "What is the alarm code?"),
+        ("I have a tortoise named Otto.", "What is the name of my tortoise?"),
+    ],
+)
+def test_grammar_asks_what_a_person_would(said: str, question: str) -> None:
+    assert question in frames.questions(said)
