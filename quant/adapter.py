@@ -153,7 +153,10 @@ def save_peft(adapter: Adapter, folder: str | Path, base_name: str = "") -> None
 
 
 def _target_modules(adapter: Adapter) -> list[str]:
-    """Module names that stand for every layer, or full ones where an adapter is on some layers only."""
+    """Module names that stand for every layer, or full ones where an adapter is on some layers only.
+
+    The first layers alone can't be told from all of them; PEFT then warns, and adds zeros to the others.
+    """
     modules = [hf_name(name, adapter.architecture).removesuffix(".weight") for name in adapter.weights]
     layers: dict[str, set[int]] = {}
     for module in modules:

@@ -94,7 +94,7 @@ class _Reader(GGUFReader):
             raise ValueError("an array of arrays")  # llama.cpp refuses it too
         if count <= LONG_ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        start, view = orig_offs + 12, memoryview(np.asarray(self.data))
+        start, view = orig_offs + 12, self.data.data
         if kind == GGUFValueType.STRING:
             end = start
             for _ in range(count):

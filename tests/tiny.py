@@ -91,7 +91,8 @@ def vocabulary() -> tuple[list[str], list[str]]:
     }
     letters.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in letters)})
     words = Counter(tuple(letters[b] for b in w.encode()) for w in SAMPLE.replace(" ", "\n ").split("\n") if w)
-    tokens, merges = [*CONTROL, *(letters[b] for b in range(256))], []
+    tokens = [*CONTROL, *(letters[b] for b in range(256))]
+    merges: list[str] = []
     while len(merges) < N_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, n in words.items():
@@ -136,7 +137,7 @@ def quantised(values: np.ndarray, kind: Kind, random: np.random.Generator) -> np
     """The values (out, in) as blocks of a kind; where `gguf` cannot quantise, random blocks of like size."""
     if kind not in _SCALES:
         return gguf.quantize(values, kind)
-    blocks = random_blocks(kind, *values.shape, random)
+    blocks = random_blocks(kind, values.shape[0], values.shape[1], random)
     factor = values.std() / gguf.dequantize(blocks, kind).std()
     split = blocks.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
     scales, minimum = _SCALES[kind]
