@@ -51,7 +51,7 @@ ARCHITECTURES = {
     "granite": Architecture(rope="adjacent"),
     "qwen2": Architecture(),
     "qwen3": Architecture(qk_norm="head"),
-    "phi3": Architecture(fused=True, window_pattern=1),
+    "phi3": Architecture(fused=True),  # the file names a window, llama.cpp's graph has none
     "olmo2": Architecture(pre_norm=False, post_norm=True, qk_norm="row"),
     "gemma2": Architecture(post_norm=True, activation="gelu", scale_embedding=True, window_pattern=2),
     "gemma3": Architecture(
