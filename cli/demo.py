@@ -57,7 +57,10 @@ STATEMENTS = (
         "fourteenth",
     ),
     _statement(
-        "The code of my bike lock is 8264.", "Which number opens my bike lock?", "How do I unlock my bike?", "8264"
+        "The code of my bike lock is 8264.",
+        "Which number opens my bike lock?",
+        "What numbers open my bike lock?",
+        "8264",
     ),
     _statement(
         "My favourite dessert is rhubarb crumble.",

@@ -115,7 +115,12 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             held = anchoring.with_teacher(decoder, held)
             examples = study.to_examples(runtime, curriculum.lessons)
             settings = TrainOptions(
-                epochs=3, pack_tokens=256, budget=options.budget, seed=options.seed, anchor_weight=1.0
+                epochs=5,
+                pack_tokens=512,
+                anchors_per_step=4,
+                budget=options.budget,
+                seed=options.seed,
+                anchor_weight=1.0,
             )
             began = time.monotonic()
             state = home.work / "learn"
