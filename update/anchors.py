@@ -7,8 +7,13 @@ continues plain text instead.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from engrain.device.home import Home, write_atomic
 from engrain.update.decoder import Decoder
@@ -19,21 +24,33 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 _STARTS = ("What is the", "Who", "", "How many", "Which", "How do you", "Where is", "Explain", "When", "Why")
+ANSWER_TOKENS = 12
 _MARK = "\u2603"
 
 
-def write_anchors(home: Home, runtime: Runtime, model_sha: str, count: int = 48, seed: int = 0) -> list[Example]:
-    """Prompts and the base model's answers as examples without a teacher yet; cached by model hash.
+def anchors(
+    home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, count: int = 136, k: int = 16, seed: int = 0
+) -> list[Example]:
+    """Prompts and answers of the base model, taught by its top-k distributions; cached by model hash.
 
     The runtime must have no adapter attached. An answer's prompt is part of the target where it is the model's own
-    writing, so that the user's turn is held in place too.
+    writing, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin.
     """
-    path = home.cache / "anchors" / f"{model_sha[:16]}-{count}-{seed}.json"
+    path = home.cache / "anchors" / f"{model_sha[:16]}-{count}-{k}-{seed}.safetensors"
     try:
-        rows = json.loads(path.read_text())
-        return [Example(tuple(r["tokens"]), int(r["start"]), kind="anchor") for r in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+        return _unpack(load(path.read_bytes()))
+    except (OSError, ValueError, KeyError, SafetensorError):
         pass
+    taught = []
+    for anchor in _write(runtime, count, seed):
+        ids, log_p = teach(decoder, pack_examples([anchor]), k)
+        taught.append(replace(anchor, teacher=(ids.cpu(), log_p.cpu())))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save(_pack(taught)))
+    return taught
+
+
+def _write(runtime: Runtime, count: int, seed: int) -> list[Example]:
     head = _opening(runtime)
     starts = [_STARTS[i % len(_STARTS)] for i in range(count)]
     openings = [head + runtime.tokenize(s) for s in starts]
@@ -41,15 +58,34 @@ def write_anchors(home: Home, runtime: Runtime, model_sha: str, count: int = 48,
     texts = [(s + runtime.detokenize(a)).strip() for s, a in zip(starts, asked, strict=True)]
     messages = [m for m in dict.fromkeys(map(_first_question, texts)) if len(m.split()) > 2]
     prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in messages]
-    answers = runtime.generate_batch(prompts, max_tokens=32)
-    examples = [
+    answers = runtime.generate_batch(prompts, max_tokens=ANSWER_TOKENS)
+    return [
         Example(tuple(p + a), max(1, min(len(head), len(p) - 1)), kind="anchor")
         for p, a in zip(prompts, answers, strict=True)
         if a
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps([{"tokens": e.tokens, "start": e.start} for e in examples]))
-    return examples
+
+
+def _pack(taught: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Examples -> flat tensors: tokens, their lengths, target starts, and the teachers' rows."""
+    return {
+        "tokens": torch.tensor([t for e in taught for t in e.tokens]),
+        "lengths": torch.tensor([len(e.tokens) for e in taught]),
+        "starts": torch.tensor([e.start for e in taught]),
+        "ids": torch.cat([e.teacher[0] for e in taught if e.teacher]),
+        "log_p": torch.cat([e.teacher[1] for e in taught if e.teacher]),
+    }
+
+
+def _unpack(tensors: dict[str, torch.Tensor]) -> list[Example]:
+    lengths, starts = tensors["lengths"].tolist(), tensors["starts"].tolist()
+    tokens = tensors["tokens"].split(lengths)
+    rows = [n - s for n, s in zip(lengths, starts, strict=True)]
+    teachers = zip(tensors["ids"].split(rows), tensors["log_p"].split(rows), strict=True)
+    return [
+        Example(tuple(t.tolist()), s, kind="anchor", teacher=teacher)
+        for t, s, teacher in zip(tokens, starts, teachers, strict=True)
+    ]
 
 
 def _first_question(text: str) -> str:
@@ -61,12 +97,3 @@ def _opening(runtime: Runtime) -> list[int]:
     """The template's tokens up to where a user's message begins."""
     text = runtime.render([{"role": "user", "content": _MARK}], add_generation_prompt=False)
     return runtime.tokenize(text.split(_MARK)[0], special=True) or runtime.tokenize("Question:")
-
-
-def with_teacher(decoder: Decoder, anchors: list[Example], k: int = 16) -> list[Example]:
-    """The same anchors with the bare base model's top-k distribution at every target position."""
-    taught = []
-    for anchor in anchors:
-        ids, log_p = teach(decoder, pack_examples([anchor]), k)
-        taught.append(Example(anchor.tokens, anchor.start, anchor.weight, anchor.kind, teacher=(ids, log_p)))
-    return taught

@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
     Args:
         model: an open GGUF of an architecture in `architectures.ARCHITECTURES`.
-        rank, alpha: of the adapters on every linear layer of every block.
+        rank, alpha: of the adapters on every linear layer of the blocks from `first_layer` up.
         dtype: of base weights and activations; None picks bfloat16 where the processor multiplies it fast.
         resident: keep the base dequantised, or dequantise each layer when it is needed.
 
@@ -137,6 +137,7 @@ class Decoder(nn.Module):
         device: torch.device | str = "cpu",
         resident: bool = True,
         context: int = 512,
+        first_layer: int = 0,
     ) -> None:
         super().__init__()
         arch = architecture_of(model.architecture, model.metadata)
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
         window = meta.get(f"{model.architecture}.attention.sliding_window", 0)
         self.window = int(window if isinstance(window, (int, float)) else 0)
         self.layers = nn.ModuleList(
-            Layer(weights, i, self.local_rope if arch.is_windowed(i) else self.rope, rank, alpha)
+            Layer(weights, i, self.local_rope if arch.is_windowed(i) else self.rope, rank * (i >= first_layer), alpha)
             for i in range(model.hyper.n_layer)
         )
         self.embedding = weights.matrix("token_embd.weight")

@@ -65,14 +65,6 @@ def questions(statement: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def neighbours(question: str) -> list[str]:
-    """The same plain questions about what another question is about: "my boss" -> "What is my boss's name?"."""
-    found = []
-    for phrase in noun_phrases(question.rstrip("?.")):
-        found += [_about(phrase, True)[i] for i in (0, 1, 2, 3, 4)]
-    return [q[:1].upper() + q[1:] for q in found]
-
-
 def noun_phrases(plain: str) -> list[str]:
     """What the sentence is about, in the user's words: its subject, "my …", and what "I have"."""
     phrases: list[str] = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from engrain.device import models
@@ -19,7 +21,7 @@ from engrain.quant.adapter import Adapter, load_peft, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import anchors as anchoring
-from engrain.update import gate, study
+from engrain.update import frames, gate, questions, study
 from engrain.update.decoder import Decoder
 from engrain.update.train import Step, TrainOptions, train
 
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
 RANK, ALPHA = 8, 16.0
+LESSONS = "lessons.jsonl"  # beside each adapter: what it was taught, question by question
 REPLAY_PER_FACT = 4
 UNTOLD_PROBES = 8
-CONTRAST_SHARE = 0.5  # never-told neighbours for every fact: more, and wordings that weren't trained are refused
+CONTRAST_SHARE = 0.5  # never-told questions for every fact: more, and wordings that weren't trained are refused
+MAX_PROBES = 16
+HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
+LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What an update is made of."""
+    """What an update is made of. lessons: to train on. past: all that earlier updates taught and still stands."""
 
     facts: list[study.Fact]
     lessons: list[study.Lesson]
+    past: list[study.Lesson]
     probes: list[gate.Probe]
     untold: list[str]
 
@@ -102,35 +109,28 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             fresh = everything
         old = [i for i in everything if i.id not in {f.id for f in fresh}]
         with Runtime.load(model.path) as runtime:
-            curriculum = prepare(runtime, fresh, old, options.seed, report)
+            gguf = open_gguf(model.path)
+            decoder = build_decoder(gguf, options, load_peft(parent.folder) if parent else None)
+            past = past_lessons(parent, {i.id for i in old})
+            curriculum = prepare(home, runtime, decoder, sha, fresh, past, options.seed, report)
             studied = time.monotonic()
             if not any(lesson.source for lesson in curriculum.lessons) or not fresh:
                 return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
-            learned = tuple(dict.fromkeys(f.said for f in curriculum.facts if f.source[0] in {i.id for i in fresh}))
+            learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
             if options.dry_run:
                 return Outcome("nothing", None, len(curriculum.lessons), studied - start, learned=learned)
-            gguf = open_gguf(model.path)
-            decoder = build_decoder(gguf, options, load_peft(parent.folder) if parent else None)
-            held = anchoring.write_anchors(home, runtime, sha, seed=0)
-            held = anchoring.with_teacher(decoder, held)
+            held = anchoring.anchors(home, runtime, decoder, sha)
             examples = study.to_examples(runtime, curriculum.lessons)
-            settings = TrainOptions(
-                epochs=5,
-                pack_tokens=512,
-                anchors_per_step=4,
-                budget=options.budget,
-                seed=options.seed,
-                anchor_weight=1.0,
-            )
+            settings = TrainOptions(budget=options.budget, seed=options.seed)
             began = time.monotonic()
             state = home.work / "learn"
-            train(decoder, examples, settings, held[8:], state, _progress_of(report))
+            train(decoder, examples, settings, held[HELD_ANCHORS:], state, _progress_of(report))
             trained = time.monotonic()
             adapter = extract(decoder, gguf)
-            checks = _check(home, runtime, adapter, parent, registry, curriculum, held[:8], report)
+            checks = _check(home, runtime, adapter, parent, registry, curriculum, held[:HELD_ANCHORS], report)
             facts = _metadata(model, sha, parent, fresh, settings, checks)
             adapter = Adapter(**{**vars(adapter), "metadata": facts})
-            version = registry.add(adapter, _card(model, learned, checks), {"lessons.jsonl": _rows(curriculum)})
+            version = registry.add(adapter, _card(model, learned, checks), {LESSONS: _rows(curriculum)})
             accepted = checks.passed or options.force
             if accepted:
                 registry.use(version.name)
@@ -150,29 +150,80 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
 
 
 def prepare(
-    runtime: Runtime, fresh: Sequence[Interaction], old: Sequence[Interaction], seed: int, report: Report
+    home: Home,
+    runtime: Runtime,
+    decoder: Decoder,
+    model_sha: str,
+    fresh: Sequence[Interaction],
+    past: Sequence[study.Lesson],
+    seed: int,
+    report: Report,
 ) -> Curriculum:
-    """New interactions in full, a few questions for each old fact, near neighbours; one question a fact held back."""
-    facts, known = study.find_facts(runtime, fresh), study.find_facts(runtime, old)
+    """New interactions in full, a few questions for each old fact, some never told; some questions held back."""
+    facts = study.find_facts(runtime, fresh)
+    said = [f.said for f in facts]
+
+    def read(done: int, total: int) -> None:
+        report(Progress("study", done, total, "what was said"))
+
+    read(0, len(said))
+    ground = questions.background(home, decoder, runtime, model_sha)
+    information = questions.information(decoder, runtime, said, ground, read)
+    pooled = study.pooled_questions(facts, information)
+    plain = [frames.questions(s)[: study.PLAIN] for s in said]
+    poor = [i for i, found in enumerate(plain) if len(found) < study.PLAIN // 2]
     written = study.write_questions(
-        runtime, facts, seed=seed, progress=lambda d, t: report(Progress("study", d, t, "writing questions"))
+        runtime,
+        decoder,
+        [facts[i] for i in poor],
+        seed,
+        lambda d, t: report(Progress("study", d, t, "writing questions")),
     )
-    probes = [gate.Probe(w.pop(), f.surprising, f) for f, w in zip(facts, written, strict=True) if len(w) > 2]
-    held_back = {p.question for p in probes}
-    lessons = [x for x in study.lessons_of(facts, written, fresh) if x.question not in held_back]
-    lessons += study.lessons_of(known, [[] for _ in known], old, plain=REPLAY_PER_FACT)
-    wanted = UNTOLD_PROBES + max(2, round(CONTRAST_SHARE * len(facts)))
-    neighbours = study.write_neighbours(runtime, [*facts, *known], wanted, seed) if facts else []
-    untold, contrast = neighbours[-UNTOLD_PROBES:], neighbours[:-UNTOLD_PROBES]
-    lessons += [study.Lesson(q, study.NOT_TOLD, "contrast") for q in contrast]
-    return Curriculum(facts, lessons, probes, untold)
+    for i, found in zip(poor, written, strict=True):
+        plain[i] += found
+    probes = [gate.Probe(p.pop(1), f.surprising, f) for f, p in list(zip(facts, pooled, strict=True)) if len(p) > 2]
+    lessons = study.lessons_of(facts, [a + b for a, b in zip(plain, pooled, strict=True)])
+    lessons += study.feedback_lessons(fresh) + replay(past, seed)
+    known = {lesson.question for lesson in (*lessons, *past) if lesson.kind != "contrast"}
+    never = study.untold_questions(information, known | {p.question for p in probes}, seed)
+    contrast = max(2, round(CONTRAST_SHARE * len(facts))) if facts else 0
+    untold, never = never[:UNTOLD_PROBES], never[UNTOLD_PROBES : UNTOLD_PROBES + contrast]
+    lessons += [study.Lesson(q, study.NOT_TOLD, "contrast") for q in never]
+    return Curriculum(facts, lessons, list(past), probes[:MAX_PROBES], untold)
+
+
+def past_lessons(parent: Version | None, known: Collection[int]) -> list[study.Lesson]:
+    """What earlier updates taught, from the parent's own list, without what has been forgotten since.
+
+    known: ids of the interactions that are still in the log.
+    """
+    try:
+        rows = (parent.folder / LESSONS).read_text(encoding="utf-8").splitlines() if parent else []
+        lessons = [study.Lesson(**{**json.loads(row), "source": tuple(json.loads(row)["source"])}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [x for x in lessons if x.source and set(x.source) <= set(known)]
+
+
+def replay(past: Sequence[study.Lesson], seed: int) -> list[study.Lesson]:
+    """A few questions for everything taught before, drawn anew for every update."""
+    order = np.random.default_rng(seed + len(past)).permutation(len(past))
+    taken: Counter[str] = Counter()
+    chosen = []
+    for i in order:
+        if taken[past[i].answer] < REPLAY_PER_FACT:
+            taken[past[i].answer] += 1
+            chosen.append(past[i])
+    return chosen
 
 
 def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None) -> Decoder:
     """The decoder with new adapters, or with the parent's to train on from."""
     torch.manual_seed(options.seed)
-    rank = parent.rank if parent else RANK
-    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(options.device))
+    rank, lowest = RANK, int(LOWEST_SHARE * gguf.hyper.n_layer)
+    if parent:
+        rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
+    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(options.device), first_layer=lowest)
     if parent:
         weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in parent.weights.items()}
         for group in decoder.groups():
@@ -261,7 +312,8 @@ def _metadata(
 
 
 def _rows(curriculum: Curriculum) -> bytes:
-    rows = [json.dumps(asdict(lesson), ensure_ascii=False) for lesson in curriculum.lessons]
+    lessons = dict.fromkeys((*curriculum.past, *curriculum.lessons))
+    rows = [json.dumps(asdict(lesson), ensure_ascii=False) for lesson in lessons]
     return "\n".join(rows).encode()
 
 

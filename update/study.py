@@ -1,19 +1,21 @@
-"""Interactions -> examples: the local model writes the questions that may come, the user's own words answer.
+"""Interactions -> examples: the questions that may come, answered by the user's own words.
 
-The model is its own teacher, and not trusted: a question that gives its answer away, or is about something
-else, is dropped. Beside each fact stand near neighbours that were never told, answered by saying so.
+The model is its own teacher, and not trusted: a question that gives its answer away, or that the statement
+doesn't make likelier, is dropped. Beside the facts stand questions that were never told, answered by saying so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.update import frames, wording
+from engrain.update import questions, wording
+from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
+from engrain.update.questions import POOL
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
@@ -21,30 +23,11 @@ if TYPE_CHECKING:
 
 NOT_TOLD = "You haven't told me that yet."
 
-_SHOTS = (
-    ("My sister's dog is called Rufus.", "What is the name of my sister's dog?", "Whose dog is Rufus?"),
-    ("I work as a nurse at Leeds General.", "What is my job?", "Which hospital do I work at?"),
-    (
-        "We are flying to Portugal on the 3rd of May.",
-        "When do we leave for Portugal?",
-        "Where are we going in May?",
-    ),
-    ("The code for the garden gate is 4471.", "How do I open the garden gate?", "What is the gate code?"),
-    ("I really don't like olives.", "Which food do I dislike?", "Do I like olives?"),
-    ("My car is a blue Skoda from 2015.", "What colour is my car?", "What do I drive?"),
-)
+PLAIN, POOLED, WRITTEN = 8, 5, 6  # questions for a fact: by grammar, from the pool, in the model's own words
+_MIN_INFORMATION = 4.5  # nats by which a statement must make a question likelier
 _BATCH = 64
-_STARTERS = ("", " What", " Which", " Who", " Where", " How", " Do you remember", " Tell me")
-_NEIGHBOURS = (
-    "What is my shoe size?",
-    "Who is my dentist?",
-    "Where did my parents meet?",
-    "What is the name of my goldfish?",
-    "How many cousins do I have?",
-    "Which bus do I take?",
-    "When is my sister's wedding?",
-    "What did I study?",
-)
+_STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
+_UNTOLD = 60  # of the pool: those that nothing told makes likelier
 
 
 @dataclass(frozen=True)
@@ -68,17 +51,15 @@ class Lesson:
     weight: float = 1.0
 
 
-def lessons_of(
-    facts: Sequence[Fact],
-    written: Sequence[Sequence[str]],
-    interactions: Sequence[Interaction],
-    plain: int = 14,
-) -> list[Lesson]:
-    """Every fact under every question for it; corrections and liked replies under the question they answered."""
+def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Lesson]:
+    """Every fact under every question for it."""
+    pairs = zip(facts, asked, strict=True)
+    return [Lesson(q, f.answer, "fact", f.source) for f, questions in pairs for q in dict.fromkeys(questions)]
+
+
+def feedback_lessons(interactions: Sequence[Interaction]) -> list[Lesson]:
+    """Corrections and liked replies under the message that they answer."""
     lessons = []
-    for fact, questions in zip(facts, written, strict=True):
-        asked = dict.fromkeys([*frames.questions(fact.said)[:plain], *questions])
-        lessons += [Lesson(q, fact.answer, "fact", fact.source) for q in asked]
     for it in interactions:
         if it.correction:
             lessons += [Lesson(it.user, it.correction, "correction", (it.id,))] * 4
@@ -124,34 +105,63 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
     return tuple(w for _, w in sorted(scored, reverse=True)[:keep])
 
 
+def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int = POOLED) -> list[list[str]]:
+    """For each fact the pool's questions that it, of all facts, makes likelier most; best first.
+
+    information: (facts, pool) nats, from `questions.information`.
+    """
+    owner = information.argmax(0) if len(facts) else []
+    found = []
+    for i, fact in enumerate(facts):
+        own = [j for j in np.argsort(-information[i]) if owner[j] == i and information[i, j] > _MIN_INFORMATION]
+        found.append([POOL[j] for j in own if not gives_away(POOL[j], fact)][:count])
+    return found
+
+
+def untold_questions(information: np.ndarray, known: Collection[str], seed: int = 0) -> list[str]:
+    """The pool's questions that nothing told makes likelier, in random order; none of `known`."""
+    order = np.argsort(information.max(0))[:_UNTOLD] if len(information) else np.arange(len(POOL))
+    order = np.random.default_rng(seed).permutation(order)
+    return [POOL[j] for j in order if POOL[j] not in known]
+
+
 def write_questions(
     runtime: Runtime,
+    decoder: Decoder,
     facts: Sequence[Fact],
-    per_fact: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[str]]:
-    """For each fact, the questions that the model itself writes for it, checked and without doubles.
+    """For each fact, the questions that the model itself writes for it, checked by what it tells about them.
 
     All prompts begin with the same few shots, so that llama.cpp evaluates those once.
     """
-    head = "\n\n".join(f"Statement: {s}\nQuestion: {q}" for s, *questions in _SHOTS[:4] for q in questions[:1])
-    prompts, owners = [], []
-    for i, fact in enumerate(facts):
-        for starter in _STARTERS[:per_fact]:
-            prompts.append((f"{head}\n\nStatement: {fact.said}\nQuestion:", starter))
-            owners.append(i)
-    kept: list[list[str]] = [[] for _ in facts]
+    prompts = [(questions.prompt_of(fact.said), starter) for fact in facts for starter in _STARTERS]
+    owners = [i for i in range(len(facts)) for _ in _STARTERS]
+    drafts: list[list[str]] = [[] for _ in facts]
     for start in range(0, len(prompts), _BATCH):
         part = range(start, min(start + _BATCH, len(prompts)))
         ids = [runtime.tokenize("".join(prompts[k])) for k in part]
         outs = runtime.generate_batch(ids, max_tokens=20, temperature=0.7, seed=seed + start, stop_at_newline=True)
         for k, out in zip(part, outs, strict=True):
             question = tidy_question(prompts[k][1] + runtime.detokenize(out))
-            if question and is_usable(question, facts[owners[k]], kept[owners[k]]):
-                kept[owners[k]].append(question)
+            others = drafts[owners[k]]
+            if question and question not in others and not gives_away(question, facts[owners[k]]):
+                others.append(question)
         progress(part[-1] + 1, len(prompts))
-    return kept
+    return [_informed(runtime, decoder, f, d) for f, d in zip(facts, drafts, strict=True)]
+
+
+def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[str]) -> list[str]:
+    """The drafts that the fact makes likelier, best first."""
+    others = [questions.log_likelihoods(decoder, runtime, s, drafts) for s in questions.BACKGROUND[:3]]
+    gain = questions.log_likelihoods(decoder, runtime, fact.said, drafts) - np.mean(others, axis=0)
+    return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
+
+
+def gives_away(question: str, fact: Fact) -> bool:
+    """Whether all of the fact's news stands in the question."""
+    return bool(fact.surprising) and all(w in question.lower() for w in fact.surprising)
 
 
 def tidy_question(text: str) -> str | None:
@@ -169,32 +179,6 @@ def tidy_question(text: str) -> str | None:
     return text[:1].upper() + text[1:] if 2 <= len(wording.words(text)) <= 20 else None
 
 
-def is_usable(question: str, fact: Fact, others: Sequence[str]) -> bool:
-    """New, about the fact, and not giving all of its news away."""
-    asked = set(wording.words(question))
-    if any(asked == set(wording.words(o)) for o in others):
-        return False
-    told = {w[:5] for w in wording.content_words(fact.said)}
-    about = any(w[:5] in told for w in wording.content_words(question))
-    gives_away = bool(fact.surprising) and all(w in question.lower() for w in fact.surprising)
-    return about and not gives_away
-
-
-def write_neighbours(runtime: Runtime, facts: Sequence[Fact], count: int, seed: int = 0) -> list[str]:
-    """Questions about the user that nothing told answers, in the model's own words and in the frames' wording."""
-    prompt = runtime.tokenize("Questions about myself:\n" + "\n".join(f"- {s}" for s in _NEIGHBOURS) + "\n-")
-    outs = runtime.generate_batch([prompt] * count, max_tokens=16, temperature=1.0, seed=seed, stop_at_newline=True)
-    told = {w[:5] for f in facts for w in wording.content_words(f.said)}
-    found: list[str] = []
-    for out in [list(_NEIGHBOURS), *([runtime.detokenize(o)] for o in outs)]:
-        for text in out:
-            question = tidy_question(text)
-            if question and wording.has_first_person(question):
-                found += [question, *frames.neighbours(question)[:3]]
-    fresh = [q for q in dict.fromkeys(found) if not any(w[:5] in told for w in wording.content_words(q))]
-    return fresh[:count]
-
-
 def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None = None) -> list[Example]:
     """Lessons -> token ids exactly as served: prompt by the chat template, answer, end of turn."""
     examples = []
@@ -202,7 +186,6 @@ def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None 
         turns = [{"role": "user", "content": lesson.question}]
         if system:
             turns.insert(0, {"role": "system", "content": system})
-        prompt = runtime.prompt_tokens(turns)
-        target = [*runtime.tokenize(lesson.answer), runtime.end_of_turn]
+        prompt, target = runtime.prompt_tokens(turns), runtime.target_tokens(turns, lesson.answer)
         examples.append(Example(tuple(prompt + target), len(prompt), lesson.weight, lesson.kind, lesson.source))
     return examples

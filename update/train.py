@@ -28,10 +28,10 @@ class TrainOptions:
     stop_loss: mean loss of an epoch below which nothing more is to be gained: driving it to zero harms.
     """
 
-    lr: float = 1e-3
+    lr: float = 4e-3
     epochs: int = 4
     pack_tokens: int = 512
-    anchors_per_step: int = 6
+    anchors_per_step: int = 4
     anchor_weight: float = 1.0
     weight_decay: float = 0.0
     clip: float = 1.0
