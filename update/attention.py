@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engrain.update import fused
 from engrain.update.pack import Pack
+
+LONGEST_EXPLICIT = 1024  # keys up to which attention weights are kept in memory
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softca
     if softcap:
         scores = softcap * torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) + mask
         out = scores.softmax(-1).to(q.dtype) @ v
+    elif q.device.type == "cpu" and k.shape[2] <= LONGEST_EXPLICIT:
+        out = fused.softmax_attention(q, k, v, mask, scale)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).reshape(batch, length, n_head, d)

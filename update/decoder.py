@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engrain.quant.gguf import GGUFModel
+from engrain.update import fused
 from engrain.update.architectures import architecture_of
 from engrain.update.attention import Mask, attend
 from engrain.update.lora import LoraGroup
@@ -32,7 +33,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return fused.rms_norm(x, self.weight, self.eps)
 
 
 class Linear(nn.Module):
@@ -99,14 +100,16 @@ class Layer(nn.Module):
 
     def _attention(self, x: Tensor, pack: Pack, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
         n_q, n_kv, d = self.hyper.n_head, self.hyper.n_head_kv, self.hyper.head_dim
-        q, k, v = self.qkv(x).split([n_q * d, n_kv * d, n_kv * d], dim=-1)
-        if self.q_norm is not None and self.arch.qk_norm == "row":
-            q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
-        q, k, v = q.unflatten(-1, (n_q, d)), k.unflatten(-1, (n_kv, d)), v.unflatten(-1, (n_kv, d))
-        if self.q_norm is not None and self.arch.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)  # type: ignore[misc]
+        qk, v = self.qkv(x).split([(n_q + n_kv) * d, n_kv * d], dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split([n_q * d, n_kv * d], dim=-1)
+            if self.arch.qk_norm == "head":
+                q, k = q.unflatten(-1, (n_q, d)), k.unflatten(-1, (n_kv, d))
+            qk = torch.cat((self.q_norm(q).flatten(1), self.k_norm(k).flatten(1)), -1)
+        qk, v = qk.unflatten(-1, (-1, d)), v.unflatten(-1, (n_kv, d))
         if self.rope is not None:
-            q, k = self.rope.rotate(q, table), self.rope.rotate(k, table)
+            qk = self.rope.rotate(qk, table)
+        q, k = qk.split([n_q, n_kv], dim=1)
         return self.out(attend(q, k, v, pack, mask, self.attn_scale, self.softcap).flatten(-2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from engrain.quant.blocks import dequantize
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel
+from engrain.update import fused
 
 
 class Rope:
@@ -31,16 +32,7 @@ class Rope:
 
     def rotate(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """x (T, heads, head_dim) rotated; dimensions behind rope_dim pass through."""
-        cos, sin = table
-        n = 2 * cos.shape[-1]
-        rest = x[..., n:]
-        if self.kind == "adjacent":
-            a, b = x[..., :n:2], x[..., 1:n:2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        else:
-            a, b = x[..., : n // 2], x[..., n // 2 : n]
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+        return fused.rotate(x, *table, self.kind == "adjacent")
 
 
 def rope_of(model: GGUFModel, kind: str, context: int) -> Rope:
