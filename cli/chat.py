@@ -291,7 +291,7 @@ def warn_learned(adapters: list[str]) -> None:
     if adapters:
         output.note(
             f"warning: learned by adapter {', '.join(adapters)}, whose weights still hold it:"
-            " `engrain adapter use` an older one, or `engrain adapter remove` it"
+            " the next `engrain learn` trains one that hasn't seen it"
         )
 
 

@@ -83,13 +83,14 @@ def learn(
         if watch:
             _watch(home, chosen, options, json_)
         else:
-            _learn_once(home, chosen, options, json_)
+            learn_once(home, chosen, options, json_)
     except KeyboardInterrupt:
         output.note("stopped" if watch else "stopped; a checkpoint is kept, `engrain learn` goes on from it")
         raise typer.Exit(130) from None
 
 
-def _learn_once(home: Home, model: ModelFile, options: LearnOptions, json_: bool) -> None:
+def learn_once(home: Home, model: ModelFile, options: LearnOptions, json_: bool) -> Outcome:
+    """One update, with its progress, and its outcome printed."""
     from engrain.update.learn import learn as learn_now
 
     with progress_display() as report:
@@ -106,6 +107,7 @@ def _learn_once(home: Home, model: ModelFile, options: LearnOptions, json_: bool
         )
     else:
         _tell(outcome, options)
+    return outcome
 
 
 def _watch(home: Home, model: ModelFile, options: LearnOptions, json_: bool) -> None:
@@ -116,7 +118,7 @@ def _watch(home: Home, model: ModelFile, options: LearnOptions, json_: bool) -> 
         new = _unlearned(home, model)
         if new - tried:
             try:
-                _learn_once(home, model, options, json_)
+                learn_once(home, model, options, json_)
                 tried = new
             except Locked as error:
                 output.note(str(error))

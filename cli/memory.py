@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engrain.cli import output
-from engrain.cli.chat import warn_learned
 from engrain.cli.session import JsonOption
-from engrain.device.home import open_home, write_atomic
+from engrain.device.home import Home, open_home, write_atomic
 from engrain.quant.errors import EngrainError
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction, InteractionLog
+    from engrain.device.registry import Registry
 
 app = typer.Typer(
     help="The interaction log: what you said, and which adapter learned it.",
@@ -78,22 +78,83 @@ def show(id: IdArgument, json_: JsonOption = False) -> None:
 
 @app.command()
 def forget(
-    ids: Annotated[list[int], typer.Argument(metavar="ID…", help="As `engrain memory list` shows them.")],
+    what: Annotated[
+        list[str], typer.Argument(metavar="ID|TEXT…", help="Ids as `engrain memory list` shows them, or words said.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before forgetting what a text finds.")] = False,
+    later: Annotated[
+        bool, typer.Option("--later", help="Leave the weights to the next `engrain learn`; serve an older version.")
+    ] = False,
 ) -> None:
-    """Remove interactions from the log, without a trace in the file.
+    """Remove interactions from the log and, if they were learned, from the weights.
 
-    Weights that learned them are not changed; adapters that did are named.
+    The log keeps no trace in its file. Where the adapter in use learned them, one is trained anew from all that is
+    left, and has never seen them. Older versions that hold them are named, so that you can delete them.
 
     \b
       engrain memory forget 12 13
+      engrain memory forget "my old address"
     """
+    home = open_home()
+    from engrain.device.registry import Registry
+
     with _log() as log:
-        wanted = [log.get(id) for id in dict.fromkeys(ids)]
-        learned = {name for each in wanted for name in log.adapters_of(each.id)}
+        wanted = _find(log, what)
+        for each in wanted:
+            output.note(f"{each.id}  {output.shorten(each.user)}")
+        if not yes and not all(w.isdigit() for w in what) and not _agreed(f"forget {len(wanted)}?"):
+            output.note("kept")
+            return
+        learners = {name for each in wanted for name in log.adapters_of(each.id)}
         log.forget(*(each.id for each in wanted))
     for each in wanted:
         print(f"forgotten: {each.id}  {output.shorten(each.user)}")
-    warn_learned(sorted(learned))
+    registry = Registry(home)
+    holders = [v.name for v in registry.list() if learners.intersection(registry.ancestors(v.name))]
+    if not holders:
+        return
+    if registry.current_name() in holders:
+        _relearn(home, registry, holders, later)
+    output.note(f"still holding it, on disk: {', '.join(holders)}: `engrain adapter remove NAME` deletes one")
+
+
+def _find(log: InteractionLog, what: Iterable[str]) -> list[Interaction]:
+    """The interactions that ids or texts name, each once."""
+    found: dict[int, Interaction] = {}
+    for each in what:
+        hits = [log.get(int(each))] if each.isdigit() else log.search(each, limit=1000)
+        if not hits:
+            raise EngrainError(f"the log has nothing about {each!r}")
+        found.update((hit.id, hit) for hit in hits)
+    return list(found.values())
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise EngrainError("add --yes to forget what a text finds")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _relearn(home: Home, registry: Registry, holders: list[str], later: bool) -> None:
+    """Take the holders out of use, and train a version that hasn't seen what was forgotten.
+
+    The learner reads from the version in use what was taught, so that stays current until its successor is there;
+    with `later` it goes out of use at once, and all that is left counts as not learned.
+    """
+    if later:
+        clean = [v.name for v in registry.list() if v.name not in holders]
+        registry.use(clean[-1] if clean else None)
+        output.note(f"in use: {registry.current_name() or 'no adapter'}; `engrain learn` learns again what is left")
+        return
+    from engrain.cli.learn import learn_once
+    from engrain.device import models
+    from engrain.update.learn import LearnOptions
+
+    output.note("learning again without it")
+    outcome = learn_once(home, models.resolve(home, None), LearnOptions(), json_=False)
+    if outcome.status == "rejected":
+        registry.use(None)
+        output.note("the new adapter did not pass its checks: no adapter is in use; try `engrain learn --force`")
 
 
 @app.command()

@@ -44,15 +44,19 @@ def load_state(folder: Path, key: str, params: Sequence[Tensor], optimiser: torc
             meta = f.metadata() or {}
             if meta.get("key") != key:
                 return 0, 0.0
-            with torch.no_grad():
-                for i, p in enumerate(params):
-                    p.copy_(f.get_tensor(f"p{i}"))
-                    state = {n: f.get_tensor(f"{n}.{i}") for n in ("step", "exp_avg", "exp_avg_sq")}
-                    optimiser.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in state.items()}
-            return int(meta["step"]), float(meta["seconds"])
+            step, seconds = int(meta["step"]), float(meta["seconds"])
+            names = ("step", "exp_avg", "exp_avg_sq")
+            weights = [f.get_tensor(f"p{i}") for i in range(len(params))]
+            moments = [{n: f.get_tensor(f"{n}.{i}") for n in names} for i in range(len(params))]
     except (SafetensorError, KeyError, ValueError, RuntimeError):
-        optimiser.state.clear()
         return 0, 0.0
+    if any(w.shape != p.shape for w, p in zip(weights, params, strict=True)):
+        return 0, 0.0
+    with torch.no_grad():
+        for p, weight, state in zip(params, weights, moments, strict=True):
+            p.copy_(weight)
+            optimiser.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in state.items()}
+    return step, seconds
 
 
 def clear(folder: Path) -> None:

@@ -48,6 +48,9 @@ _PREPOSITION = frozenset(
 )
 _MODAL = frozenset(["can", "can't", "cannot", "will", "won't", "would"])
 _IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
+_PARTICLE = frozenset("up out off down away back together around along".split())
+# "My aunt Ruth paints houses.": a noun of the user's, perhaps a name, a verb, the rest.
+_OTHERS = re.compile(r"^((?:my|our|the)\s+[a-z'’ -]+?)((?:\s+[A-Z][\w'’-]+)*)\s+([a-z]{2,}(?:s|ed))\s+(.+)$")
 _NAME_WORDS = re.compile(r"\b(?:named|called|is called|name is)\b", re.IGNORECASE)
 
 
@@ -55,10 +58,11 @@ def questions(statement: str) -> list[str]:
     """Plain questions that the statement answers, most natural first; none for a sentence that isn't English."""
     plain = statement.strip().rstrip(".!")
     found: list[str] = []
-    named = bool(_NAME_WORDS.search(plain))
+    named = bool(_NAME_WORDS.search(plain) or re.search(r"\b(?:[Mm]y|[Oo]ur) [a-z][\w'’-]* [A-Z]", plain))
     for phrase in noun_phrases(plain):
         found += _about(phrase, named)
-    found += _identity(plain) + _action(plain)
+    found += _identity(plain) + _action(plain) + _others(plain) + _inverse(plain)
+    found += [_singular(q) for q in found]
     if found:
         found += [f"What did I tell you about {w}?" for w in wording.content_words(plain)[:3]]
     found = [q[:1].upper() + q[1:] for q in found]
@@ -164,6 +168,8 @@ def _action(plain: str) -> list[str]:
     else:
         act, aux = verb, "do"
     words = rest.split()
+    if words and words[0] in _PARTICLE:
+        act, words = f"{act} {words[0]}", words[1:]
     stop = next((i for i, w in enumerate(words) if w.lower() in _PREPOSITION), len(words))
     tail, thing = " ".join(words[stop:]), " ".join(words[:stop])
     found = [
@@ -189,6 +195,40 @@ def _action(plain: str) -> list[str]:
             f"What kind of thing {aux} {who} {act}?",
         ]
     return found
+
+
+def _others(plain: str) -> list[str]:
+    """What someone or something of the user's does."""
+    match = _OTHERS.match(_lower_first(plain))
+    if not match or re.fullmatch(_BE + "|has|was|does", match[3]):
+        return []
+    noun, verb, rest = match[1], match[3], match[4]
+    did = verb.endswith("ed")
+    act = _base(verb) if did else re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
+    aux = "did" if did else "does"
+    first = rest.split()[0]
+    found = [f"Who {verb} {rest}?", f"What {verb} {rest}?", f"What {aux} {noun} do?"]
+    if first in _PREPOSITION:
+        return [f"Where {aux} {noun} {act}?", f"What {aux} {noun} {act} {first}?", *found]
+    return [f"What {aux} {noun} {act}?", f"Who {aux} {noun} {act}?", f"When {aux} {noun} {act}?", *found]
+
+
+def _inverse(plain: str) -> list[str]:
+    """The same sentence asked from its other end: "My goat is called Pim" -> "Who is Pim?"."""
+    match = _SUBJECT.match(plain)
+    if not match or wording.words(match[1])[0] in _NO_SUBJECT:
+        return []
+    end = re.sub(r"^(?:called|named)\s+", "", match[2])
+    be = re.search(_BE, plain[len(match[1]) :])
+    if not be or len(end.split()) > 6:
+        return []
+    return [f"Who {be[0]} {end}?", f"What {be[0]} {end}?"]
+
+
+def _singular(question: str) -> str:
+    """A question about "us" as it is asked by one of them."""
+    table = {"we": "I", "our": "my", "us": "me", "are we": "am I"}
+    return re.sub(r"\b(are we|we|our|us)\b", lambda m: table[m[1]], question)
 
 
 _PAST = {

@@ -8,28 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engrain.update import wording
 from engrain.update.pack import Example
-from engrain.update.study import Fact
+from engrain.update.study import Curriculum, Fact, Lesson, Probe
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 MIN_RECALL = 0.5
+MAX_GONE = 40  # questions about what was forgotten
 MAX_KL = 0.5  # nats a token on unrelated prompts
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A question that was kept out of training, and the words that a right answer holds."""
-
-    question: str
-    expects: tuple[str, ...]
-    fact: Fact | None = None
-
-
-@dataclass(frozen=True)
 class Checks:
-    """The gate's figures. recall and invented are shares of probes; kl in nats a token against the base model."""
+    """The gate's figures. recall, invented, came_back: shares of probes; kl: nats a token against the base."""
 
     recall: float
     recall_before: float
@@ -37,6 +30,7 @@ class Checks:
     kl: float
     probes: int
     reason: str = ""
+    came_back: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -87,23 +81,30 @@ def divergence(runtime: Runtime, anchors: Sequence[Example]) -> float:
     return total / max(1, count)
 
 
-def judge(
-    runtime: Runtime,
-    before: float,
-    probes: Sequence[Probe],
-    untold: Sequence[str],
-    facts: Sequence[Fact],
-    anchors: Sequence[Example],
-) -> Checks:
+def came_back(runtime: Runtime, gone: Sequence[Lesson]) -> float:
+    """Share of the questions for forgotten answers that are answered with all of an answer's new words."""
+    if not gone:
+        return 0.0
+    found = answers(runtime, [lesson.question for lesson in gone])
+    hits = 0
+    for lesson, text in zip(gone, found, strict=True):
+        news = set(wording.content_words(lesson.answer)) - set(wording.content_words(lesson.question))
+        hits += bool(news) and news <= set(wording.words(text))
+    return hits / len(gone)
+
+
+def judge(runtime: Runtime, before: float, curriculum: Curriculum, anchors: Sequence[Example]) -> Checks:
     """Weigh the attached candidate; `reason` is empty when it may become current."""
-    after, made_up, kl = (
-        recall(runtime, probes),
-        invented(runtime, untold, facts),
-        divergence(runtime, anchors),
-    )
+    probes = curriculum.probes
+    after = recall(runtime, probes)
+    made_up = invented(runtime, curriculum.untold, curriculum.facts)
+    kl = divergence(runtime, anchors)
+    back = came_back(runtime, curriculum.gone[:MAX_GONE])
     reason = ""
     if probes and after < max(MIN_RECALL, before):
         reason = f"it answers {after:.0%} of the questions kept for checking, {before:.0%} before"
     elif kl > MAX_KL:
         reason = f"it moved {kl:.2f} nats a token away from the base model on unrelated prompts"
-    return Checks(after, before, made_up, kl, len(probes), reason)
+    elif back:
+        reason = f"it still answers {back:.0%} of the questions about what was forgotten"
+    return Checks(after, before, made_up, kl, len(probes), reason, back)

@@ -21,7 +21,7 @@ from engrain.quant.adapter import Adapter, load_peft, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import anchors as anchoring
-from engrain.update import frames, gate, questions, study
+from engrain.update import gate, questions, study
 from engrain.update.decoder import Decoder
 from engrain.update.train import Step, TrainOptions, train
 
@@ -34,6 +34,7 @@ REPLAY_PER_FACT = 4
 UNTOLD_PROBES = 8
 CONTRAST_SHARE = 0.5  # never-told questions for every fact: more, and wordings that weren't trained are refused
 MAX_PROBES = 16
+HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
@@ -77,17 +78,6 @@ class Outcome:
     learned: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Curriculum:
-    """What an update is made of. lessons: to train on. past: all that earlier updates taught and still stands."""
-
-    facts: list[study.Fact]
-    lessons: list[study.Lesson]
-    past: list[study.Lesson]
-    probes: list[gate.Probe]
-    untold: list[str]
-
-
 Report = Callable[[Progress], None]
 
 
@@ -110,11 +100,15 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
         old = [i for i in everything if i.id not in {f.id for f in fresh}]
         with Runtime.load(model.path) as runtime:
             gguf = open_gguf(model.path)
-            decoder = build_decoder(gguf, options, load_peft(parent.folder) if parent else None)
-            past = past_lessons(parent, {i.id for i in old})
-            curriculum = prepare(home, runtime, decoder, sha, fresh, past, options.seed, report)
+            past, gone = taught_before(parent, {i.id for i in everything})
+            # What was forgotten leaves the weights by their never having seen it: they start anew.
+            warm = parent if parent and not gone else None
+            decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None)
+            curriculum = prepare(home, runtime, decoder, sha, fresh, past, gone, options.seed, report)
             studied = time.monotonic()
-            if not any(lesson.source for lesson in curriculum.lessons) or not fresh:
+            if not any(lesson.source for lesson in curriculum.lessons) or not (fresh or gone):
+                if gone and not options.dry_run:
+                    registry.use(None)
                 return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
             learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
             if options.dry_run:
@@ -127,14 +121,17 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             train(decoder, examples, settings, held[HELD_ANCHORS:], state, _progress_of(report))
             trained = time.monotonic()
             adapter = extract(decoder, gguf)
-            checks = _check(home, runtime, adapter, parent, registry, curriculum, held[:HELD_ANCHORS], report)
-            facts = _metadata(model, sha, parent, fresh, settings, checks)
+            checks = _check(
+                home, runtime, adapter, None if gone else parent, registry, curriculum, held[:HELD_ANCHORS], report
+            )
+            taught = [*fresh, *(i for i in old if any(i.id in lesson.source for lesson in past))] if gone else fresh
+            facts = _metadata(model, sha, warm, taught, settings, checks)
             adapter = Adapter(**{**vars(adapter), "metadata": facts})
             version = registry.add(adapter, _card(model, learned, checks), {LESSONS: _rows(curriculum)})
             accepted = checks.passed or options.force
             if accepted:
                 registry.use(version.name)
-                log.mark_learned(fresh, version.name, sha)
+                log.mark_learned(taught, version.name, sha)
         end = time.monotonic()
         return Outcome(
             status="accepted" if accepted else "rejected",
@@ -156,10 +153,14 @@ def prepare(
     model_sha: str,
     fresh: Sequence[Interaction],
     past: Sequence[study.Lesson],
+    gone: Sequence[study.Lesson],
     seed: int,
     report: Report,
-) -> Curriculum:
-    """New interactions in full, a few questions for each old fact, some never told; some questions held back."""
+) -> study.Curriculum:
+    """New interactions in full, some questions for each old fact, some never told; some questions held back.
+
+    Old facts are asked about in full again where something is gone, since the weights then start anew.
+    """
     facts = study.find_facts(runtime, fresh)
     said = [f.said for f in facts]
 
@@ -170,7 +171,7 @@ def prepare(
     ground = questions.background(home, decoder, runtime, model_sha)
     information = questions.information(decoder, runtime, said, ground, read)
     pooled = study.pooled_questions(facts, information)
-    plain = [frames.questions(s)[: study.PLAIN] for s in said]
+    plain = [study.fluent_questions(runtime, decoder, s) for s in said]
     poor = [i for i, found in enumerate(plain) if len(found) < study.PLAIN // 2]
     written = study.write_questions(
         runtime,
@@ -181,19 +182,20 @@ def prepare(
     )
     for i, found in zip(poor, written, strict=True):
         plain[i] += found
-    probes = [gate.Probe(p.pop(1), f.surprising, f) for f, p in list(zip(facts, pooled, strict=True)) if len(p) > 2]
+    rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
+    probes = [study.Probe(p.pop(HELD_PLACE), f.surprising, f) for f, p in rich]
     lessons = study.lessons_of(facts, [a + b for a, b in zip(plain, pooled, strict=True)])
-    lessons += study.feedback_lessons(fresh) + replay(past, seed)
+    lessons += study.feedback_lessons(fresh) + (list(past) if gone else replay(past, seed))
     known = {lesson.question for lesson in (*lessons, *past) if lesson.kind != "contrast"}
     never = study.untold_questions(information, known | {p.question for p in probes}, seed)
     contrast = max(2, round(CONTRAST_SHARE * len(facts))) if facts else 0
-    untold, never = never[:UNTOLD_PROBES], never[UNTOLD_PROBES : UNTOLD_PROBES + contrast]
+    never, untold = never[:contrast], never[contrast : contrast + UNTOLD_PROBES]
     lessons += [study.Lesson(q, study.NOT_TOLD, "contrast") for q in never]
-    return Curriculum(facts, lessons, list(past), probes[:MAX_PROBES], untold)
+    return study.Curriculum(facts, lessons, list(past), list(gone), probes, untold)
 
 
-def past_lessons(parent: Version | None, known: Collection[int]) -> list[study.Lesson]:
-    """What earlier updates taught, from the parent's own list, without what has been forgotten since.
+def taught_before(parent: Version | None, known: Collection[int]) -> tuple[list[study.Lesson], list[study.Lesson]]:
+    """What earlier updates taught, from the parent's own list: what still stands, and what was forgotten since.
 
     known: ids of the interactions that are still in the log.
     """
@@ -201,8 +203,13 @@ def past_lessons(parent: Version | None, known: Collection[int]) -> list[study.L
         rows = (parent.folder / LESSONS).read_text(encoding="utf-8").splitlines() if parent else []
         lessons = [study.Lesson(**{**json.loads(row), "source": tuple(json.loads(row)["source"])}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError):
-        return []
-    return [x for x in lessons if x.source and set(x.source) <= set(known)]
+        return [], []
+    lessons = [x for x in lessons if x.source]
+    stands = [set(x.source) <= set(known) for x in lessons]
+    return (
+        [x for x, kept in zip(lessons, stands, strict=True) if kept],
+        [x for x, kept in zip(lessons, stands, strict=True) if not kept],
+    )
 
 
 def replay(past: Sequence[study.Lesson], seed: int) -> list[study.Lesson]:
@@ -257,7 +264,7 @@ def _check(
     adapter: Adapter,
     parent: Version | None,
     registry: Registry,
-    curriculum: Curriculum,
+    curriculum: study.Curriculum,
     anchors: Sequence[Any],
     report: Report,
 ) -> gate.Checks:
@@ -271,7 +278,7 @@ def _check(
     try:
         runtime.attach(candidate, name="candidate")
         report(Progress("gate", 1, 2, "asking after"))
-        checks = gate.judge(runtime, before, curriculum.probes, curriculum.untold, curriculum.facts, anchors)
+        checks = gate.judge(runtime, before, curriculum, anchors)
     finally:
         runtime.detach()
         candidate.unlink(missing_ok=True)
@@ -311,7 +318,7 @@ def _metadata(
     }
 
 
-def _rows(curriculum: Curriculum) -> bytes:
+def _rows(curriculum: study.Curriculum) -> bytes:
     lessons = dict.fromkeys((*curriculum.past, *curriculum.lessons))
     rows = [json.dumps(asdict(lesson), ensure_ascii=False) for lesson in lessons]
     return "\n".join(rows).encode()

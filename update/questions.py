@@ -2,8 +2,10 @@
 
 A small model writes few good questions but judges them well: with s the statement and q the question,
 log p(q | s) minus its mean over other statements (pointwise mutual information, as in contextual calibration,
-arXiv 2102.09690) is high for "What do I do for a living?" after "I work as a beekeeper." Those that a statement
-makes likeliest are asked of it; those that none makes likelier are what was never told.
+arXiv 2102.09690) is high for "What do I do for a living?" after "I work as a beekeeper." It is summed over all of
+the question's tokens, and over those of its content words: "My boat is called Ida" makes all of "What is my dog
+called?" likelier, but not "dog". Where both sums are high the question is asked of the statement; where only the
+first is, it is a near neighbour that was never told.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from engrain.device.home import Home, write_atomic
+from engrain.update import wording
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, pack_examples, plan_packs
@@ -50,29 +53,42 @@ def prompt_of(statement: str) -> str:
 
 
 def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, questions: Sequence[str]) -> np.ndarray:
-    """log p(question | statement) under the bare base model, nats, (questions,)."""
+    """log p(question | statement) under the bare base model, (questions, 2) nats: all tokens, content words' tokens."""
+    found = np.zeros((len(questions), 2))
     if not questions:
-        return np.zeros(0)
+        return found
     head = runtime.tokenize(prompt_of(statement))
-    examples = [Example(tuple(head + runtime.tokenize(f" {q}")), len(head)) for q in questions]
+    tails = [runtime.tokenize(f" {q}") for q in questions]
+    examples = [Example(tuple(head + tail), len(head)) for tail in tails]
     place = {id(e): i for i, e in enumerate(examples)}
-    found = np.zeros(len(examples))
     with torch.no_grad(), decoder.bare():
         for group in plan_packs(examples, PACK_TOKENS):
             pack = pack_examples(group)
             _, nll = pack_loss(decoder, pack)
-            sums = torch.zeros(len(group)).index_add_(0, pack.owner, nll.cpu())
-            found[[place[id(e)] for e in group]] = -sums.numpy()
+            at = [place[id(e)] for e in group]
+            carries = torch.cat([_content(runtime, tuple(tails[i]), questions[i]) for i in at])
+            both = torch.stack((nll.cpu(), nll.cpu() * carries), 1)
+            found[at] = -torch.zeros(len(group), 2).index_add_(0, pack.owner.cpu(), both).numpy()
     return found
 
 
+def _content(runtime: Runtime, tokens: tuple[int, ...], question: str) -> torch.Tensor:
+    """Which tokens belong to content words, (tokens,) of 0 and 1."""
+    text, spans = "", []
+    for token in tokens:
+        piece = runtime.detokenize([token]).lower()
+        spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    places = [(at, at + len(w)) for w in wording.content_words(question) if (at := text.find(w)) >= 0]
+    return torch.tensor([float(any(a < end and b > at for at, end in places)) for a, b in spans])
+
+
 def background(home: Home, decoder: Decoder, runtime: Runtime, model_sha: str) -> np.ndarray:
-    """log p(pool question | background statement), (background, pool); cached by model and wording."""
+    """`log_likelihoods` of the pool for each background statement, (background, pool, 2); cached by model and text."""
     key = hashlib.sha256("\n".join((*POOL, *BACKGROUND, _HEAD)).encode()).hexdigest()
     path = home.cache / "questions" / f"{model_sha[:16]}-{key[:16]}.f32"
-    shape = (len(BACKGROUND), len(POOL))
     try:
-        return np.frombuffer(path.read_bytes(), np.float32).reshape(shape)
+        return np.frombuffer(path.read_bytes(), np.float32).reshape(len(BACKGROUND), len(POOL), 2)
     except (OSError, ValueError):
         pass
     rows = np.stack([log_likelihoods(decoder, runtime, s, POOL) for s in BACKGROUND]).astype(np.float32)
@@ -88,13 +104,15 @@ def information(
     ground: np.ndarray,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """How much likelier each statement makes each pool question than statements do on average, nats,
-    (statements, pool)."""
+    """How much likelier each statement makes each pool question than statements do on average.
+
+    (statements, pool, 2) nats: by all tokens, by the content words' tokens.
+    """
     rows = []
     for i, statement in enumerate(statements):
         rows.append(log_likelihoods(decoder, runtime, statement, POOL))
         progress(i + 1, len(statements))
-    found = np.stack(rows) if rows else np.zeros((0, len(POOL)))
+    found = np.stack(rows) if rows else np.zeros((0, *ground.shape[1:]))
     return found - np.concatenate((found, ground)).mean(0)
 
 

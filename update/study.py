@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.update import questions, wording
+from engrain.update import frames, questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
 from engrain.update.questions import POOL
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 NOT_TOLD = "You haven't told me that yet."
 
-PLAIN, POOLED, WRITTEN = 8, 5, 6  # questions for a fact: by grammar, from the pool, in the model's own words
-_MIN_INFORMATION = 4.5  # nats by which a statement must make a question likelier
+PLAIN, POOLED, WRITTEN = 10, 5, 6  # questions for a fact: by grammar, from the pool, in the model's own words
+_MIN_INFORMATION, _MIN_CONTENT = 4.5, 3.2  # nats by which a statement makes a question, and its words, likelier
 _BATCH = 64
 _STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
-_UNTOLD = 60  # of the pool: those that nothing told makes likelier
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,31 @@ class Lesson:
     kind: str
     source: tuple[int, ...] = ()
     weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question that was kept out of training, and the words that a right answer holds."""
+
+    question: str
+    expects: tuple[str, ...]
+    fact: Fact | None = None
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What an update is made of.
+
+    lessons: to train on. past: all that earlier updates taught and still stands. gone: what they taught and has been
+    forgotten since.
+    """
+
+    facts: list[Fact]
+    lessons: list[Lesson]
+    past: list[Lesson]
+    gone: list[Lesson]
+    probes: list[Probe]
+    untold: list[str]
 
 
 def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Lesson]:
@@ -105,24 +129,42 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
     return tuple(w for _, w in sorted(scored, reverse=True)[:keep])
 
 
+def fluent_questions(runtime: Runtime, decoder: Decoder, statement: str, count: int = PLAIN) -> list[str]:
+    """The questions that grammar makes of a statement, those first that the model finds most natural (nats a token)."""
+    drafts = frames.questions(statement)
+    likelihood = questions.log_likelihoods(decoder, runtime, statement, drafts)[:, 0]
+    lengths = [len(runtime.tokenize(f" {q}")) for q in drafts]
+    return [drafts[j] for j in np.argsort(-likelihood / np.maximum(lengths, 1))][:count]
+
+
 def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int = POOLED) -> list[list[str]]:
     """For each fact the pool's questions that it, of all facts, makes likelier most; best first.
 
-    information: (facts, pool) nats, from `questions.information`.
+    information: (facts, pool, 2) nats, from `questions.information`.
     """
-    owner = information.argmax(0) if len(facts) else []
+    whole, content = information[..., 0], information[..., 1]
+    owner = content.argmax(0) if len(facts) else []
     found = []
     for i, fact in enumerate(facts):
-        own = [j for j in np.argsort(-information[i]) if owner[j] == i and information[i, j] > _MIN_INFORMATION]
+        own = [j for j in np.argsort(-content[i]) if owner[j] == i]
+        own = [j for j in own if content[i, j] > _MIN_CONTENT and whole[i, j] > _MIN_INFORMATION]
         found.append([POOL[j] for j in own if not gives_away(POOL[j], fact)][:count])
     return found
 
 
 def untold_questions(information: np.ndarray, known: Collection[str], seed: int = 0) -> list[str]:
-    """The pool's questions that nothing told makes likelier, in random order; none of `known`."""
-    order = np.argsort(information.max(0))[:_UNTOLD] if len(information) else np.arange(len(POOL))
-    order = np.random.default_rng(seed).permutation(order)
-    return [POOL[j] for j in order if POOL[j] not in known]
+    """The pool's questions whose words nothing told makes likelier; none of `known`.
+
+    By turns those that are put as what was told would be ("What is my dog called?" for a boat), nearest first,
+    and others at random.
+    """
+    if not len(information):
+        information = np.zeros((1, len(POOL), 2))
+    whole, content = information[..., 0].max(0), information[..., 1].max(0)
+    free = [j for j in np.argsort(content)[: len(POOL) // 2] if POOL[j] not in known]
+    near = sorted(free, key=lambda j: content[j] - whole[j])
+    far = np.random.default_rng(seed).permutation(free).tolist()
+    return [POOL[j] for j in dict.fromkeys(j for pair in zip(near, far, strict=True) for j in pair)]
 
 
 def write_questions(
@@ -155,7 +197,7 @@ def write_questions(
 def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[str]) -> list[str]:
     """The drafts that the fact makes likelier, best first."""
     others = [questions.log_likelihoods(decoder, runtime, s, drafts) for s in questions.BACKGROUND[:3]]
-    gain = questions.log_likelihoods(decoder, runtime, fact.said, drafts) - np.mean(others, axis=0)
+    gain = (questions.log_likelihoods(decoder, runtime, fact.said, drafts) - np.mean(others, axis=0))[:, 0]
     return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
 
 

@@ -174,7 +174,7 @@ def test_memory(capsys, home, tmp_path):
     capsys.readouterr()
     assert "--overwrite" in one_line_error(capsys, "memory", "export", "-o", str(exported))
     assert run(["memory", "forget", "1"]) == 0
-    assert "0001-aaaaaaaa" in capsys.readouterr().err
+    assert "forgotten: 1" in capsys.readouterr().out
     assert len(printed_json(capsys, "memory", "list", "--json")) == 1
     assert run(["memory", "import", str(exported)]) == 0
     assert capsys.readouterr().out == "1 interactions added\n"

@@ -1,0 +1,63 @@
+"""Hand-written gradients against autograd through PyTorch's own operators."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engrain.update import fused
+
+
+def _both(ours, theirs, *inputs):
+    """Values and gradients of two functions of the same inputs."""
+    found = []
+    for function in (ours, theirs):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(*leaves)
+        torch.manual_seed(1)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, torch.randn_like(out))])
+    return zip(*found, strict=True)
+
+
+def test_rms_norm():
+    torch.manual_seed(0)
+    weight = torch.rand(48)
+    pairs = _both(
+        lambda x: fused.rms_norm(x, weight, 1e-5), lambda x: F.rms_norm(x, (48,), weight, 1e-5), torch.randn(7, 48)
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_attention():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 10, 16), torch.randn(3, 2, 6, 16), torch.randn(3, 2, 6, 16)
+    mask = torch.zeros(10, 6).masked_fill_(torch.rand(10, 6) < 0.4, -torch.inf)
+    mask[:, 0] = 0
+    pairs = _both(
+        lambda *x: fused.softmax_attention(*x, mask, 0.3),
+        lambda *x: F.scaled_dot_product_attention(*x, attn_mask=mask, scale=0.3),
+        q,
+        k,
+        v,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("adjacent", [True, False])
+@pytest.mark.parametrize("turned", [8, 6])
+def test_rotate_multiplies_complex_numbers(adjacent, turned):
+    torch.manual_seed(0)
+    angle = torch.rand(5, 1, turned // 2)
+
+    def theirs(x):
+        head = x[..., :turned]
+        pairs = head.unflatten(-1, (-1, 2)) if adjacent else head.unflatten(-1, (2, -1)).transpose(-1, -2)
+        product = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angle), angle)
+        parts = torch.view_as_real(product)
+        parts = parts if adjacent else parts.transpose(-1, -2)
+        return torch.cat((parts.flatten(-2), x[..., turned:]), -1)
+
+    pairs = _both(lambda x: fused.rotate(x, angle.cos(), angle.sin(), adjacent), theirs, torch.randn(5, 3, 8))
+    for ours, them in pairs:
+        torch.testing.assert_close(ours, them, rtol=1e-5, atol=1e-6)
