@@ -89,6 +89,9 @@ def demo(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="The data folder; without: a new temporary one."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the table into this file too.")
+    ] = None,
     model: ModelOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -115,6 +118,9 @@ def demo(
         output.as_json(result)
     else:
         _print(result)
+    if picture:
+        title = f"engrain demo: {result['right']} of {result['asked']} known, {result['right_before']} before"
+        output.picture(picture, title, _HEADINGS, _table(result))
     if result["recall"] < GOAL:
         output.note(f"fewer than {GOAL:.0%} of the questions were answered")
         raise typer.Exit(1)
@@ -233,8 +239,12 @@ def _plain(question: str) -> str:
     return " ".join(question.lower().split()).rstrip("?")
 
 
-def _print(result: dict[str, Any]) -> None:
-    rows, said = [], ""
+_HEADINGS = ("", "said", "asked", "before", "after")
+
+
+def _table(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    said = ""
     for row in result["rows"]:
         mark = "trained" if row["in_training"] else "✓" if row["after_right"] else "✗"
         shown = "" if row["said"] == said else row["said"]
@@ -248,8 +258,12 @@ def _print(result: dict[str, Any]) -> None:
                 output.shorten(row["after"], 60),
             )
         )
+    return rows
+
+
+def _print(result: dict[str, Any]) -> None:
     print()
-    output.table(("", "said", "asked", "before", "after"), rows)
+    output.table(_HEADINGS, _table(result))
     print()
     asked = result["asked"]
     known = len(result["rows"]) - asked

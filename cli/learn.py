@@ -28,6 +28,7 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _PLAIN_SECONDS = 2.0  # between lines where there is no terminal
 _WATCH_SECONDS = 60.0
+_ASKED_SHOWN = 8
 
 
 class Device(str, Enum):
@@ -103,6 +104,7 @@ def learn_once(home: Home, model: ModelFile, options: LearnOptions, json_: bool)
                 "examples": outcome.examples,
                 "seconds": round(outcome.seconds, 3),
                 "checks": outcome.checks,
+                "report": outcome.report,
             }
         )
     else:
@@ -153,6 +155,9 @@ def _tell(outcome: Outcome, options: LearnOptions) -> None:
     elif outcome.status == "rejected":
         reason = outcome.checks.get("reason") or "the checks failed"
         print(f"not kept ({output.printable(str(reason))}) after {took}: the adapter before stays in use")
+    for each in outcome.asked[:_ASKED_SHOWN]:
+        was, now = output.shorten(each.before, 36), output.shorten(each.after, 48)
+        output.note(f"  {'✓' if each.right else '✗'} {each.question}  {was} → {now}")
     figures = {
         name: f"{value:.3g}" if isinstance(value, float) else value
         for name, value in outcome.checks.items()
@@ -160,6 +165,8 @@ def _tell(outcome: Outcome, options: LearnOptions) -> None:
     }
     if figures:
         output.note("checks: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    if outcome.report:
+        output.note(f"report: {outcome.report}")
 
 
 class Display(Protocol):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from engrain.cli import adapter, chat, demo, doctor, learn, memory, model
+from engrain.cli import adapter, bench, chat, demo, doctor, learn, memory, model
 from engrain.quant.errors import EngrainError
 
 _HELP = """Your own quantised model learns from what you say to it, on this machine.
@@ -35,6 +35,7 @@ app.command("learn")(learn.learn)
 app.add_typer(memory.app, name="memory")
 app.add_typer(adapter.app, name="adapter")
 app.add_typer(model.app, name="model")
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engrain.device.home import write_atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # A reply or an imported log may hold escape sequences, which a terminal would obey.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -38,23 +46,37 @@ def printable(text: str) -> str:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows under headings: drawn by rich on a terminal, else plain aligned lines, one a row."""
-    cells = [[_one_line(cell) for cell in row] for row in rows]
     if is_terminal():
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        drawn = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in headings:
-            drawn.add_column(heading)
-        for row in cells:
-            drawn.add_row(*map(Text, row))  # Text: brackets in what users say are no markup
-        Console().print(drawn)
+        Console().print(_drawn(headings, rows))
         return
-    lines = [list(headings), *cells]
+    lines = [list(headings), *([_one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in lines) for column in range(len(headings))]
     for row in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def picture(path: Path, title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """The table as it looks on a terminal, as an SVG that needs nothing from anywhere."""
+    from rich.console import Console
+
+    console = Console(record=True, width=168, file=io.StringIO())
+    console.print(_drawn(headings, rows))
+    drawing = console.export_svg(title=title)
+    write_atomic(path, re.sub(r"@font-face\s*\{.*?\}", "", drawing, flags=re.DOTALL))
+
+
+def _drawn(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        drawn.add_column(heading)
+    for row in rows:
+        drawn.add_row(*(Text(_one_line(cell)) for cell in row))  # Text: brackets in what users say are no markup
+    return drawn
 
 
 def pairs(values: dict[str, object]) -> None:

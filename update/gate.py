@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engrain.update import wording
+from engrain.update.curriculum import Curriculum, Probe
 from engrain.update.pack import Example
-from engrain.update.study import Curriculum, Fact, Lesson, Probe
+from engrain.update.study import Fact, Lesson
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 MIN_RECALL = 0.5
+MAX_LOST = 0.15  # of the old questions answered before; one of them at least
 MAX_GONE = 40  # questions about what was forgotten
 MAX_KL = 0.5  # nats a token on unrelated prompts
 
 
 @dataclass(frozen=True)
 class Checks:
-    """The gate's figures. recall, invented, came_back: shares of probes; kl: nats a token against the base."""
+    """The gate's figures. Shares of probes: recall of the new, kept of the old, invented, came_back.
+
+    kl: nats a token against the base on unrelated prompts. words: of an answer.
+    """
 
     recall: float
     recall_before: float
+    kept: float
+    kept_before: float
     invented: float
     kl: float
     probes: int
+    old_probes: int
     reason: str = ""
     came_back: float = 0.0
+    words: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -46,13 +55,17 @@ def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 40) ->
     return [runtime.detokenize(a) for a in runtime.generate_batch(prompts, max_tokens=max_tokens)]
 
 
-def recall(runtime: Runtime, probes: Sequence[Probe]) -> float:
-    """Share of probes whose answer holds at least one expected word."""
-    if not probes:
-        return 1.0
-    found = answers(runtime, [p.question for p in probes])
-    hits = [any(w in text.lower() for w in p.expects) for p, text in zip(probes, found, strict=True)]
-    return sum(hits) / len(hits)
+def is_right(probe: Probe, answer: str) -> bool:
+    return any(word in answer.lower() for word in probe.expects)
+
+
+def ask(runtime: Runtime, probes: Sequence[Probe]) -> list[str]:
+    return answers(runtime, [p.question for p in probes])
+
+
+def recall(probes: Sequence[Probe], found: Sequence[str]) -> float:
+    """Share of probes whose answer holds at least one expected word; 1 without probes."""
+    return sum(map(is_right, probes, found)) / len(probes) if probes else 1.0
 
 
 def invented(runtime: Runtime, questions: Sequence[str], facts: Sequence[Fact]) -> float:
@@ -93,18 +106,42 @@ def came_back(runtime: Runtime, gone: Sequence[Lesson]) -> float:
     return hits / len(gone)
 
 
-def judge(runtime: Runtime, before: float, curriculum: Curriculum, anchors: Sequence[Example]) -> Checks:
-    """Weigh the attached candidate; `reason` is empty when it may become current."""
-    probes = curriculum.probes
-    after = recall(runtime, probes)
-    made_up = invented(runtime, curriculum.untold, curriculum.facts)
-    kl = divergence(runtime, anchors)
-    back = came_back(runtime, curriculum.gone[:MAX_GONE])
-    reason = ""
-    if probes and after < max(MIN_RECALL, before):
-        reason = f"it answers {after:.0%} of the questions kept for checking, {before:.0%} before"
-    elif kl > MAX_KL:
-        reason = f"it moved {kl:.2f} nats a token away from the base model on unrelated prompts"
-    elif back:
-        reason = f"it still answers {back:.0%} of the questions about what was forgotten"
-    return Checks(after, before, made_up, kl, len(probes), reason, back)
+def judge(
+    runtime: Runtime,
+    curriculum: Curriculum,
+    old: Sequence[Probe],
+    before: Sequence[str],
+    after: Sequence[str],
+    anchors: Sequence[Example],
+) -> Checks:
+    """Weigh the attached candidate; `reason` is empty when it may become current.
+
+    before, after: answers to the new facts' probes, then to `old` ones.
+    """
+    new, n = curriculum.probes, len(curriculum.probes)
+    checks = Checks(
+        recall=recall(new, after[:n]),
+        recall_before=recall(new, before[:n]),
+        kept=recall(old, after[n:]),
+        kept_before=recall(old, before[n:]),
+        invented=invented(runtime, curriculum.untold, curriculum.facts),
+        kl=divergence(runtime, anchors),
+        probes=n,
+        old_probes=len(old),
+        came_back=came_back(runtime, curriculum.past.gone[:MAX_GONE]),
+        words=sum(len(text.split()) for text in after) / max(1, len(after)),
+    )
+    return replace(checks, reason=_reason(checks))
+
+
+def _reason(checks: Checks) -> str:
+    """Why not; empty for a candidate that may become current."""
+    if checks.probes and checks.recall < max(MIN_RECALL, checks.recall_before):
+        return f"it answers {checks.recall:.0%} of the questions kept for checking, {checks.recall_before:.0%} before"
+    if checks.kept < checks.kept_before - max(MAX_LOST, 1 / max(1, checks.old_probes)):
+        return f"it answers {checks.kept:.0%} of the questions about what was known, {checks.kept_before:.0%} before"
+    if checks.kl > MAX_KL:
+        return f"it moved {checks.kl:.2f} nats a token away from the base model on unrelated prompts"
+    if checks.came_back:
+        return f"it still answers {checks.came_back:.0%} of the questions about what was forgotten"
+    return ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,21 +20,18 @@ from engrain.device.runtime import Runtime
 from engrain.quant.adapter import Adapter, load_peft, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
-from engrain.update import anchors as anchoring
-from engrain.update import gate, questions, study
+from engrain.update import gate, page, study
+from engrain.update.anchors import anchors
+from engrain.update.curriculum import MAX_OLD_PROBES, Curriculum, Past, Probe, prepare, taught_before
 from engrain.update.decoder import Decoder
+from engrain.update.pack import Example
 from engrain.update.train import Step, TrainOptions, train
 
 if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
 RANK, ALPHA = 8, 16.0
-LESSONS = "lessons.jsonl"  # beside each adapter: what it was taught, question by question
-REPLAY_PER_FACT = 4
-UNTOLD_PROBES = 8
-CONTRAST_SHARE = 0.5  # never-told questions for every fact: more, and wordings that weren't trained are refused
-MAX_PROBES = 16
-HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
+STRENGTHS = (1.0, 0.85, 0.7)  # of a trained adapter: weaker ones drift less, and know a little less
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
@@ -65,7 +62,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update came to: "accepted", "rejected" (kept aside, not current) or "nothing" to learn."""
+    """What an update came to: "accepted", "rejected" (kept aside, not current) or "nothing" to learn.
+
+    asked: the questions kept out of training, before and after. report: path of the page about it.
+    """
 
     status: str
     adapter: str | None = None
@@ -76,6 +76,8 @@ class Outcome:
     train_seconds: float = 0.0
     gate_seconds: float = 0.0
     learned: tuple[str, ...] = ()
+    asked: tuple[page.Asked, ...] = ()
+    report: str | None = None
 
 
 Report = Callable[[Progress], None]
@@ -93,45 +95,57 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
         sha = models.sha256(home, model.path)
         registry = Registry(home)
         parent, _ = registry.verified_current(sha)
-        fresh = log.unlearned(sha, registry.ancestors(parent.name) if parent else [])
         everything = log.list()
+        fresh = log.unlearned(sha, registry.ancestors(parent.name) if parent else [])
         if options.force and not fresh:
             fresh = everything
-        old = [i for i in everything if i.id not in {f.id for f in fresh}]
+        past = taught_before(parent, {i.id for i in everything})
+        if not (fresh or past.gone):
+            return Outcome("nothing", parent.name if parent else None)
         with Runtime.load(model.path) as runtime:
             gguf = open_gguf(model.path)
-            past, gone = taught_before(parent, {i.id for i in everything})
             # What was forgotten leaves the weights by their never having seen it: they start anew.
-            warm = parent if parent and not gone else None
+            warm = parent if parent and not past.gone else None
             decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None)
-            curriculum = prepare(home, runtime, decoder, sha, fresh, past, gone, options.seed, report)
-            studied = time.monotonic()
-            if not any(lesson.source for lesson in curriculum.lessons) or not (fresh or gone):
-                if gone and not options.dry_run:
-                    registry.use(None)
-                return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
+            exam = _Exam(runtime, past.probes, options.seed)
+            with _attached(runtime, registry, warm):
+                weak = exam.missed()
+            curriculum = prepare(
+                home, runtime, decoder, sha, fresh, past, weak, options.seed,
+                lambda done, total, text: report(Progress("study", done, total, text)),
+            )  # fmt: skip
             learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
+            studied = time.monotonic()
             if options.dry_run:
                 return Outcome("nothing", None, len(curriculum.lessons), studied - start, learned=learned)
-            held = anchoring.anchors(home, runtime, decoder, sha)
+            if not any(lesson.source for lesson in curriculum.lessons):
+                if past.gone:
+                    registry.use(None)
+                return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
+            held = anchors(home, runtime, decoder, sha)
             examples = study.to_examples(runtime, curriculum.lessons)
             settings = TrainOptions(budget=options.budget, seed=options.seed)
             began = time.monotonic()
-            state = home.work / "learn"
-            train(decoder, examples, settings, held[HELD_ANCHORS:], state, _progress_of(report))
+            done = train(decoder, examples, settings, held[HELD_ANCHORS:], home.work / "learn", _progress_of(report))
             trained = time.monotonic()
             adapter = extract(decoder, gguf)
-            checks = _check(
-                home, runtime, adapter, None if gone else parent, registry, curriculum, held[:HELD_ANCHORS], report
+            report(Progress("gate", 0, 1 + len(STRENGTHS), "asking before"))
+            with _attached(runtime, registry, warm):
+                before = exam.sit(curriculum.probes)
+            strength, after, checks = _weigh(
+                runtime, home, adapter, exam, curriculum, before, held[:HELD_ANCHORS], report
             )
-            taught = [*fresh, *(i for i in old if any(i.id in lesson.source for lesson in past))] if gone else fresh
-            facts = _metadata(model, sha, warm, taught, settings, checks)
-            adapter = Adapter(**{**vars(adapter), "metadata": facts})
-            version = registry.add(adapter, _card(model, learned, checks), {LESSONS: _rows(curriculum)})
-            accepted = checks.passed or options.force
-            if accepted:
-                registry.use(version.name)
-                log.mark_learned(taught, version.name, sha)
+        adapter = replace(adapter, alpha=strength * adapter.alpha)
+        asked = exam.sheet(curriculum.probes, before, after)
+        taught = _all_taught(everything, past, fresh) if past.gone else fresh
+        adapter = replace(adapter, metadata=_metadata(model, sha, warm, taught, settings, checks))
+        title = f"What {model.name} learned"
+        files = {**curriculum.files(), page.REPORT: page.render(title, learned, asked, checks, done.steps)}
+        version = registry.add(adapter, _card(model, learned, checks), files)
+        accepted = checks.passed or options.force
+        if accepted:
+            registry.use(version.name)
+            log.mark_learned(taught, version.name, sha)
         end = time.monotonic()
         return Outcome(
             status="accepted" if accepted else "rejected",
@@ -143,85 +157,92 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             train_seconds=round(trained - began, 2),
             gate_seconds=round(end - trained, 2),
             learned=learned,
+            asked=asked,
+            report=str(version.folder / page.REPORT),
         )
 
 
-def prepare(
-    home: Home,
+class _Exam:
+    """The questions kept out of training: those of this update, and some from earlier ones."""
+
+    def __init__(self, runtime: Runtime, old: Sequence[Probe], seed: int) -> None:
+        order = np.random.default_rng(seed + len(old)).permutation(len(old))[:MAX_OLD_PROBES]
+        self.old = [old[i] for i in order]
+        self._runtime = runtime
+        self._known: list[str] = []  # answers to the old ones before the update
+
+    def missed(self) -> set[str]:
+        """Old answers that the attached adapter no longer gives."""
+        self._known = gate.ask(self._runtime, self.old)
+        return {p.answer for p, text in zip(self.old, self._known, strict=True) if not gate.is_right(p, text)}
+
+    def sit(self, new: Sequence[Probe]) -> list[str]:
+        """Answers to the new probes, then to the old ones; those from before the update are asked only once."""
+        old, self._known = self._known or gate.ask(self._runtime, self.old), []
+        return gate.ask(self._runtime, new) + old
+
+    def sheet(self, new: Sequence[Probe], before: Sequence[str], after: Sequence[str]) -> tuple[page.Asked, ...]:
+        """Question by question."""
+        rows = zip([*new, *self.old], before, after, strict=True)
+        return tuple(
+            page.Asked(p.question, was, now, gate.is_right(p, now), i >= len(new))
+            for i, (p, was, now) in enumerate(rows)
+        )
+
+
+def _weigh(
     runtime: Runtime,
-    decoder: Decoder,
-    model_sha: str,
-    fresh: Sequence[Interaction],
-    past: Sequence[study.Lesson],
-    gone: Sequence[study.Lesson],
-    seed: int,
+    home: Home,
+    adapter: Adapter,
+    exam: _Exam,
+    curriculum: Curriculum,
+    before: Sequence[str],
+    anchors: Sequence[Example],
     report: Report,
-) -> study.Curriculum:
-    """New interactions in full, some questions for each old fact, some never told; some questions held back.
-
-    Old facts are asked about in full again where something is gone, since the weights then start anew.
-    """
-    facts = study.find_facts(runtime, fresh)
-    said = [f.said for f in facts]
-
-    def read(done: int, total: int) -> None:
-        report(Progress("study", done, total, "what was said"))
-
-    read(0, len(said))
-    ground = questions.background(home, decoder, runtime, model_sha)
-    information = questions.information(decoder, runtime, said, ground, read)
-    pooled = study.pooled_questions(facts, information)
-    plain = [study.fluent_questions(runtime, decoder, s) for s in said]
-    poor = [i for i, found in enumerate(plain) if len(found) < study.PLAIN // 2]
-    written = study.write_questions(
-        runtime,
-        decoder,
-        [facts[i] for i in poor],
-        seed,
-        lambda d, t: report(Progress("study", d, t, "writing questions")),
-    )
-    for i, found in zip(poor, written, strict=True):
-        plain[i] += found
-    rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
-    probes = [study.Probe(p.pop(HELD_PLACE), f.surprising, f) for f, p in rich]
-    lessons = study.lessons_of(facts, [a + b for a, b in zip(plain, pooled, strict=True)])
-    lessons += study.feedback_lessons(fresh) + (list(past) if gone else replay(past, seed))
-    known = {lesson.question for lesson in (*lessons, *past) if lesson.kind != "contrast"}
-    never = study.untold_questions(information, known | {p.question for p in probes}, seed)
-    contrast = max(2, round(CONTRAST_SHARE * len(facts))) if facts else 0
-    never, untold = never[:contrast], never[contrast : contrast + UNTOLD_PROBES]
-    lessons += [study.Lesson(q, study.NOT_TOLD, "contrast") for q in never]
-    return study.Curriculum(facts, lessons, list(past), list(gone), probes, untold)
+) -> tuple[float, list[str], gate.Checks]:
+    """The first strength at which it passes, or the full one; its answers and checks."""
+    found: list[tuple[float, list[str], gate.Checks]] = []
+    for i, strength in enumerate(STRENGTHS):
+        report(Progress("gate", 1 + i, 1 + len(STRENGTHS), f"at {strength:.0%} of its strength"))
+        with _candidate(runtime, home, adapter, strength):
+            after = exam.sit(curriculum.probes)
+            checks = gate.judge(runtime, curriculum, exam.old, before, after, anchors)
+        found.append((strength, after, checks))
+        if checks.passed:
+            break
+    report(Progress("gate", 1 + len(STRENGTHS), 1 + len(STRENGTHS)))
+    return found[-1] if checks.passed else found[0]
 
 
-def taught_before(parent: Version | None, known: Collection[int]) -> tuple[list[study.Lesson], list[study.Lesson]]:
-    """What earlier updates taught, from the parent's own list: what still stands, and what was forgotten since.
-
-    known: ids of the interactions that are still in the log.
-    """
+@contextmanager
+def _attached(runtime: Runtime, registry: Registry, version: Version | None) -> Iterator[None]:
+    """llama.cpp with this version, or bare, meanwhile; bare afterwards."""
     try:
-        rows = (parent.folder / LESSONS).read_text(encoding="utf-8").splitlines() if parent else []
-        lessons = [study.Lesson(**{**json.loads(row), "source": tuple(json.loads(row)["source"])}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError):
-        return [], []
-    lessons = [x for x in lessons if x.source]
-    stands = [set(x.source) <= set(known) for x in lessons]
-    return (
-        [x for x, kept in zip(lessons, stands, strict=True) if kept],
-        [x for x, kept in zip(lessons, stands, strict=True) if not kept],
-    )
+        if version:
+            runtime.attach(registry.gguf(version), name=version.name)
+        yield
+    finally:
+        runtime.detach()
 
 
-def replay(past: Sequence[study.Lesson], seed: int) -> list[study.Lesson]:
-    """A few questions for everything taught before, drawn anew for every update."""
-    order = np.random.default_rng(seed + len(past)).permutation(len(past))
-    taken: Counter[str] = Counter()
-    chosen = []
-    for i in order:
-        if taken[past[i].answer] < REPLAY_PER_FACT:
-            taken[past[i].answer] += 1
-            chosen.append(past[i])
-    return chosen
+@contextmanager
+def _candidate(runtime: Runtime, home: Home, adapter: Adapter, strength: float) -> Iterator[None]:
+    """llama.cpp with an adapter that isn't registered yet."""
+    file = home.work / "candidate.gguf"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_gguf(adapter, file)
+    try:
+        runtime.attach(file, strength, name="candidate")
+        yield
+    finally:
+        runtime.detach()
+        file.unlink(missing_ok=True)
+
+
+def _all_taught(everything: Sequence[Interaction], past: Past, fresh: Sequence[Interaction]) -> list[Interaction]:
+    """What an adapter that starts anew has been taught: the new, and the old that still stands."""
+    ids = {i for lesson in past.lessons for i in lesson.source} | {i.id for i in fresh}
+    return [i for i in everything if i.id in ids]
 
 
 def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None) -> Decoder:
@@ -258,34 +279,6 @@ def extract(decoder: Decoder, gguf: GGUFModel) -> Adapter:
     return Adapter(decoder.rank, decoder.alpha, gguf.architecture, hyper.n_head, hyper.n_head_kv, weights)
 
 
-def _check(
-    home: Home,
-    runtime: Runtime,
-    adapter: Adapter,
-    parent: Version | None,
-    registry: Registry,
-    curriculum: study.Curriculum,
-    anchors: Sequence[Any],
-    report: Report,
-) -> gate.Checks:
-    report(Progress("gate", 0, 2, "asking before"))
-    if parent:
-        runtime.attach(registry.gguf(parent), name=parent.name)
-    before = gate.recall(runtime, curriculum.probes)
-    candidate = home.work / "candidate.gguf"
-    candidate.parent.mkdir(parents=True, exist_ok=True)
-    save_gguf(adapter, candidate)
-    try:
-        runtime.attach(candidate, name="candidate")
-        report(Progress("gate", 1, 2, "asking after"))
-        checks = gate.judge(runtime, before, curriculum, anchors)
-    finally:
-        runtime.detach()
-        candidate.unlink(missing_ok=True)
-    report(Progress("gate", 2, 2))
-    return checks
-
-
 def _progress_of(report: Report) -> Callable[[Step], None]:
     first: list[Step] = []
 
@@ -316,12 +309,6 @@ def _metadata(
         "engrain.training": json.dumps(asdict(settings)),
         "engrain.gate": json.dumps(checks.as_dict()),
     }
-
-
-def _rows(curriculum: study.Curriculum) -> bytes:
-    lessons = dict.fromkeys((*curriculum.past, *curriculum.lessons))
-    rows = [json.dumps(asdict(lesson), ensure_ascii=False) for lesson in lessons]
-    return "\n".join(rows).encode()
 
 
 def _card(model: ModelFile, learned: Sequence[str], checks: gate.Checks) -> str:

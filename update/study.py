@@ -6,7 +6,7 @@ doesn't make likelier, is dropped. Beside the facts stand questions that were ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import numpy as np
 from engrain.update import frames, questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
-from engrain.update.questions import POOL
+from engrain.update.pool import POOL
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
@@ -48,31 +48,6 @@ class Lesson:
     kind: str
     source: tuple[int, ...] = ()
     weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A question that was kept out of training, and the words that a right answer holds."""
-
-    question: str
-    expects: tuple[str, ...]
-    fact: Fact | None = None
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """What an update is made of.
-
-    lessons: to train on. past: all that earlier updates taught and still stands. gone: what they taught and has been
-    forgotten since.
-    """
-
-    facts: list[Fact]
-    lessons: list[Lesson]
-    past: list[Lesson]
-    gone: list[Lesson]
-    probes: list[Probe]
-    untold: list[str]
 
 
 def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Lesson]:
@@ -150,21 +125,6 @@ def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int 
         own = [j for j in own if content[i, j] > _MIN_CONTENT and whole[i, j] > _MIN_INFORMATION]
         found.append([POOL[j] for j in own if not gives_away(POOL[j], fact)][:count])
     return found
-
-
-def untold_questions(information: np.ndarray, known: Collection[str], seed: int = 0) -> list[str]:
-    """The pool's questions whose words nothing told makes likelier; none of `known`.
-
-    By turns those that are put as what was told would be ("What is my dog called?" for a boat), nearest first,
-    and others at random.
-    """
-    if not len(information):
-        information = np.zeros((1, len(POOL), 2))
-    whole, content = information[..., 0].max(0), information[..., 1].max(0)
-    free = [j for j in np.argsort(content)[: len(POOL) // 2] if POOL[j] not in known]
-    near = sorted(free, key=lambda j: content[j] - whole[j])
-    far = np.random.default_rng(seed).permutation(free).tolist()
-    return [POOL[j] for j in dict.fromkeys(j for pair in zip(near, far, strict=True) for j in pair)]
 
 
 def write_questions(

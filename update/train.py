@@ -139,12 +139,17 @@ def train(
 def _plan(
     examples: Sequence[Example], anchors: Sequence[Example], options: TrainOptions
 ) -> list[tuple[list[list[Example]], bool]]:
-    """All steps of all epochs: the groups to pack, and whether the step ends an epoch."""
+    """All steps of all epochs: the groups to pack, and whether the step ends an epoch.
+
+    Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     plan: list[tuple[list[list[Example]], bool]] = []
     turn = torch.randperm(len(anchors), generator=generator).tolist()
-    for _ in range(options.epochs):
-        groups = plan_packs(examples, options.pack_tokens, generator)
+    rare = [e for e in examples if e.kind == "contrast"]
+    always = [e for e in examples if e.kind != "contrast"]
+    for epoch in range(options.epochs):
+        groups = plan_packs([*always, *rare[epoch :: options.epochs]], options.pack_tokens, generator)
         for j, group in enumerate(groups):
             some = [anchors[turn[(len(plan) * options.anchors_per_step + k) % len(turn)]] for k in
                     range(min(options.anchors_per_step, len(turn)))]  # fmt: skip

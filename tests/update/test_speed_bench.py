@@ -1,0 +1,38 @@
+"""The speed benchmark's arithmetic: the operations that training needs, counted against a plain count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engrain.device.runtime import Runtime
+from engrain.quant.gguf import open_gguf
+from engrain.quant.names import is_linear
+from engrain.update import speed_bench
+from engrain.update.pack import pack_examples
+from engrain.update.study import to_examples
+
+
+def test_pairs_are_the_same_every_time_and_all_different() -> None:
+    pairs = speed_bench.make_pairs(50, seed=3)
+    assert pairs == speed_bench.make_pairs(50, seed=3) != speed_bench.make_pairs(50, seed=4)
+    assert len({pair.question for pair in pairs}) == 50
+
+
+def test_needed_operations_without_an_adapter_are_one_forward_and_the_head(tiny: Path) -> None:
+    gguf = open_gguf(tiny)
+    with Runtime.load(tiny) as runtime:
+        pack = pack_examples(to_examples(runtime, speed_bench.make_pairs(4)))
+    weights = sum(t.shape[0] * t.shape[1] for n, t in gguf.tensors.items() if is_linear(n))
+    rows = pack.prefix + sum(len(e.tokens) - pack.prefix for e in pack.examples)
+    head = gguf.hyper.n_embd * gguf.hyper.n_vocab * len(pack.target_ids)
+    bare = speed_bench.build(gguf, 0, 0)
+    assert speed_bench.needed_flop(bare, [pack]) == 2 * weights * rows + 2 * head
+
+
+def test_an_adapter_on_top_needs_less_than_one_everywhere(tiny: Path) -> None:
+    gguf = open_gguf(tiny)
+    with Runtime.load(tiny) as runtime:
+        packs = [pack_examples(to_examples(runtime, speed_bench.make_pairs(4)))]
+    work = [speed_bench.needed_flop(speed_bench.build(gguf, 4, first), packs) for first in (0, 1)]
+    bare = speed_bench.needed_flop(speed_bench.build(gguf, 0, 0), packs)
+    assert bare < work[1] < work[0] < 3 * bare

@@ -1,0 +1,89 @@
+"""How far an adapter moves the served model: perplexity on a text, and KL to the base, as llama.cpp computes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engrain.quant.errors import EngrainError
+from engrain.quant.gguf import open_gguf
+
+if TYPE_CHECKING:
+    from engrain.device.runtime import Runtime
+
+WINDOW, TEXT_TOKENS = 512, 2048
+_CHARACTERS_A_TOKEN = 32  # more than any text has: only its beginning is tokenised
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens of one evaluation. first: the position from whose prediction on it counts; text: not a prompt."""
+
+    tokens: tuple[int, ...]
+    first: int
+    text: bool
+
+
+def leading_token(path: Path) -> int | None:
+    """The BOS that a model wants before a text; where its GGUF doesn't say, SentencePiece vocabularies want one."""
+    facts = open_gguf(path).metadata
+    wanted = facts.get("tokenizer.ggml.add_bos_token", facts.get("tokenizer.ggml.model") == "llama")
+    bos = facts.get("tokenizer.ggml.bos_token_id")
+    return int(bos) if wanted and bos is not None else None
+
+
+def text_windows(runtime: Runtime, text: str, bos: int | None = None) -> tuple[Window, ...]:
+    """The text's beginning in windows that don't overlap, each half of it counted, as llama.cpp's `perplexity` does.
+
+    bos: the token that replaces each window's first, where the model wants one.
+    """
+    size = min(WINDOW, runtime.n_ctx)
+    tokens = runtime.tokenize(text[: TEXT_TOKENS * _CHARACTERS_A_TOKEN])[:TEXT_TOKENS]
+    if len(tokens) < size:
+        raise EngrainError(f"the text has {len(tokens)} tokens: perplexity needs {size} or more")
+    lead = [] if bos is None else [bos]
+    starts = range(0, len(tokens) - size + 1, size)
+    return tuple(Window((*lead, *tokens[at + len(lead) : at + size]), size // 2, True) for at in starts)
+
+
+def prompt_windows(runtime: Runtime, questions: Sequence[str]) -> tuple[Window, ...]:
+    """Whole prompts, every position counted."""
+    prompts = [runtime.prompt_tokens([{"role": "user", "content": question}]) for question in questions]
+    return tuple(Window(tuple(prompt), 0, False) for prompt in prompts)
+
+
+def drift(runtime: Runtime, windows: Sequence[Window], adapter: Path | None) -> tuple[float | None, float | None]:
+    """Perplexity with the adapter (None without text), and mean KL(base ‖ adapted) in nats a token.
+
+    Window by window, so that no more than one window's logits are held. Leaves no adapter attached.
+    """
+    nats, scored, kl, counted = 0.0, 0, 0.0, 0
+    try:
+        for window in windows:
+            runtime.detach()
+            base = adapted = _log_probabilities(runtime, window)
+            if adapter is not None:
+                runtime.attach(adapter)
+                adapted = _log_probabilities(runtime, window)
+            kl += sum(float((np.exp(b) * (b - a)).sum()) for b, a in zip(base, adapted, strict=True))
+            counted += len(base)
+            if window.text:
+                following = window.tokens[window.first + 1 :]
+                nats -= sum(float(row[token]) for row, token in zip(adapted, following, strict=False))
+                scored += len(following)
+    finally:
+        runtime.detach()
+    return math.exp(nats / scored) if scored else None, kl / counted if counted else None
+
+
+def _log_probabilities(runtime: Runtime, window: Window) -> np.ndarray:
+    """(n_counted, n_vocab) float64, nats."""
+    rows = runtime.logits(window.tokens)[window.first :].astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return rows

@@ -1,0 +1,286 @@
+"""Learning into the weights, measured: one update, many sessions, corrected facts, preferences, forgetting.
+
+Everything goes through the product: what is said is logged, `learn` runs, the registry's current version is served.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+import numpy as np
+
+from engrain.device.home import Home, open_home
+from engrain.device.interactions import InteractionLog
+from engrain.device.registry import Registry, Version
+from engrain.quant.errors import EngrainError
+from engrain.update import memory_bench as bench_
+from engrain.update.curriculum import LESSONS
+from engrain.update.learn import LearnOptions, Outcome, learn
+from engrain.update.memory_bench import Bench, Row, ask, recall, share
+from engrain.update.memory_set import Fact
+
+FORGET_EVERY = 5
+_LONG_REPLY = 160  # tokens of the reply that a preference corrects
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A data folder whose log has been learned, the ids of what was told, and what learning came to."""
+
+    home: Home
+    ids: tuple[int, ...]
+    outcome: Outcome
+
+
+def tell(bench: Bench, home: Home, said: Sequence[str], replies: Sequence[str]) -> list[int]:
+    """Log what was said in one conversation, as chat does; the ids."""
+    conversation = uuid.uuid4().hex
+    current = Registry(home).current_name()
+    with InteractionLog(home.interactions) as log:
+        pairs = zip(said, replies, strict=True)
+        return [log.record(conversation, text, reply, model=bench.sha, adapter=current) for text, reply in pairs]
+
+
+def teach(bench: Bench, seed: int) -> Taught:
+    """All facts told and learned, in a data folder of their own."""
+    home = open_home(bench.folder / f"facts-{seed}")
+    ids = tell(bench, home, [fact.said for fact in bench.memory.facts], bench.replies)
+    return Taught(home, tuple(ids), learn(home, bench.model, LearnOptions(seed=seed), bench.report))
+
+
+@contextmanager
+def served(bench: Bench, home: Home) -> Iterator[Version | None]:
+    """Serve with the data folder's current version meanwhile; None: there is none, the base serves."""
+    registry = Registry(home)
+    version, _ = registry.verified_current(bench.sha)
+    try:
+        if version is not None:
+            bench.runtime.attach(registry.gguf(version), name=version.name)
+        yield version
+    finally:
+        bench.runtime.detach()
+
+
+def weights_way(bench: Bench, taught: Taught) -> Row:
+    """The row of the weights. trained_questions: asked ones that the adapter was trained on, and prove less."""
+    with served(bench, taught.home) as version:
+        row = bench_.measure(bench, "weights")
+    path = Registry(taught.home).gguf(version) if version else None
+    perplexity, kl = bench.drift(path) if path else (bench.base_perplexity, 0.0)
+    trained = _trained_questions(version)
+    asked = [question for fact in bench.memory.facts for question in fact.ask]
+    return {
+        **row,
+        **_costs(taught.outcome),
+        "perplexity": perplexity,
+        "kl": kl,
+        "trained_questions": sum(_plain(question) in trained for question in asked),
+    }
+
+
+def _costs(outcome: Outcome) -> Row:
+    return {
+        "status": outcome.status,
+        "reason": outcome.checks.get("reason") or None,
+        "learn_seconds": outcome.seconds,
+        "study_seconds": outcome.study_seconds,
+        "train_seconds": outcome.train_seconds,
+    }
+
+
+def _trained_questions(version: Version | None) -> set[str]:
+    lessons = version.folder / LESSONS if version else None
+    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons and lessons.exists() else []
+    return {_plain(json.loads(line)["question"]) for line in lines}
+
+
+def _plain(question: str) -> str:
+    return " ".join(question.lower().split()).rstrip("?")
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """One row for several seeds: means of the figures, and the rows themselves as `seeds`."""
+    merged = dict(rows[0])
+    for key, value in rows[0].items():
+        values = [row[key] for row in rows]
+        if isinstance(value, int | float) and all(each is not None for each in values):
+            merged[key] = fmean(values)
+    rejected = [row["status"] for row in rows if row["status"] != "accepted"]
+    merged["status"] = rejected[0] if rejected else "accepted"
+    merged["seeds"] = [{key: value for key, value in row.items() if key != "misses"} for row in rows]
+    return merged
+
+
+# Sessions
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """matrix[i][j]: recall on session j's facts after learning session i; before: on each before the first.
+
+    learn_seconds, status: of each session's update.
+    """
+
+    matrix: list[list[float]]
+    before: list[float]
+    average_accuracy: float
+    backward_transfer: float | None
+    learn_seconds: list[float]
+    status: list[str]
+
+
+def average_accuracy(matrix: Sequence[Sequence[float]]) -> float:
+    """Mean recall over all sessions after the last: ACC of Lopez-Paz and Ranzato (2017), GEM."""
+    return fmean(matrix[-1])
+
+
+def backward_transfer(matrix: Sequence[Sequence[float]]) -> float | None:
+    """Mean change of a session's recall from just after it to the end, below 0 for forgetting; None for one session.
+
+    BWT = 1/(T-1) sum_{j<T} R[T][j] - R[j][j] of Lopez-Paz and Ranzato (2017), GEM.
+    """
+    last = matrix[-1]
+    return fmean(last[j] - matrix[j][j] for j in range(len(matrix) - 1)) if len(matrix) > 1 else None
+
+
+def split(facts: Sequence[Fact], count: int) -> list[list[Fact]]:
+    """The facts in their order, in `count` runs of nearly one length."""
+    if not 1 <= count <= len(facts):
+        raise EngrainError(f"{len(facts)} facts can't be split over {count} sessions: give 1 to {len(facts)}")
+    return [[facts[i] for i in part] for part in np.array_split(np.arange(len(facts)), count)]
+
+
+def sessions(bench: Bench, count: int, seed: int = 0) -> Row:
+    """Learn the facts over so many sessions, one after another, and ask about all after each."""
+    parts = split(bench.memory.facts, count)
+    replies = iter(bench.replies)
+    questions = [question for fact in bench.memory.facts for question in fact.ask]
+    home = open_home(bench.folder / "sessions")
+
+    def known(label: str) -> list[float]:
+        with served(bench, home):
+            answers = ask(bench, questions, label=label)
+        return [recall(part, answers) or 0.0 for part in parts]
+
+    before, matrix, outcomes = known("before the sessions"), [], []
+    for i, part in enumerate(parts):
+        tell(bench, home, [fact.said for fact in part], [next(replies) for _ in part])
+        outcomes.append(learn(home, bench.model, LearnOptions(seed=seed + i), bench.report))
+        matrix.append(known(f"after session {i + 1} of {count}"))
+    result = Sessions(
+        matrix,
+        before,
+        average_accuracy(matrix),
+        backward_transfer(matrix),
+        [outcome.seconds for outcome in outcomes],
+        [outcome.status for outcome in outcomes],
+    )
+    return asdict(result)
+
+
+# After the facts have been learned
+
+
+def copied(bench: Bench, taught: Taught, name: str) -> Home:
+    """The data folder as it was after the facts, under another name, to go on from."""
+    return open_home(shutil.copytree(taught.home.root, bench.folder / name))
+
+
+def updates(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
+    """Facts that change after they were learned. new, old: shares of answers with the new value, and with the old.
+
+    recall: of the facts that no update replaced, recall_before the same before the updates.
+    """
+    changes = bench.memory.updates
+    if not changes:
+        return None
+    replaced = {text for change in changes for text in change.reject}
+    others = [fact for fact in bench.memory.facts if not replaced & set(fact.accept)]
+    home = copied(bench, taught, "updates")
+    asked = [(change, question) for change in changes for question in change.ask]
+    questions = [question for _, question in asked] + [question for fact in others for question in fact.ask]
+    with served(bench, home):
+        before = ask(bench, questions, label="before the updates")
+    said = [change.said for change in changes]
+    tell(bench, home, said, bench_.reply_to(bench, said))
+    outcome = learn(home, bench.model, LearnOptions(seed=seed), bench.report)
+    with served(bench, home):
+        answers = ask(bench, questions, label="after the updates")
+    return {
+        "new": share([bench_.holds(answers[question], change.accept) for change, question in asked]),
+        "old": share([bench_.holds(answers[question], change.reject) for change, question in asked]),
+        "recall_before": recall(others, before),
+        "recall": recall(others, answers),
+        **_costs(outcome),
+        "answers": [{"question": question, "answer": answers[question].strip()} for _, question in asked],
+    }
+
+
+def preferences(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
+    """Replies that are corrected. followed, before: shares of new questions answered as the correction starts."""
+    wanted = bench.memory.preferences
+    if not wanted:
+        return None
+    home = copied(bench, taught, "preferences")
+    asked = [(each, question) for each in wanted for question in each.ask]
+    told = [question for fact in bench.memory.facts for question in fact.ask]
+    questions = [question for _, question in asked] + told
+
+    def followed(answers: dict[str, str]) -> float | None:
+        return share([answers[question].strip().lower().startswith(each.starts) for each, question in asked])
+
+    with served(bench, home):
+        before = ask(bench, questions, label="before the corrections")
+        replies = bench_.reply_to(bench, [each.asked for each in wanted], _LONG_REPLY)
+    ids = tell(bench, home, [each.asked for each in wanted], replies)
+    with InteractionLog(home.interactions) as log:
+        for id, each in zip(ids, wanted, strict=True):
+            log.correct(id, each.fix)
+    outcome = learn(home, bench.model, LearnOptions(seed=seed), bench.report)
+    with served(bench, home):
+        answers = ask(bench, questions, label="after the corrections")
+    return {
+        "followed": followed(answers),
+        "before": followed(before),
+        "recall_before": recall(bench.memory.facts, before),
+        "recall": recall(bench.memory.facts, answers),
+        **_costs(outcome),
+        "answers": [{"question": question, "answer": answers[question].strip()} for _, question in asked],
+    }
+
+
+def forgetting(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
+    """Forget one fact in FORGET_EVERY and learn again, as `engrain memory forget` does.
+
+    Recall of the forgotten and of the kept, before and after.
+    """
+    facts = bench.memory.facts
+    places = range(FORGET_EVERY - 1, len(facts), FORGET_EVERY)
+    if not places:
+        return None
+    gone, kept = [facts[i] for i in places], [fact for i, fact in enumerate(facts) if i not in places]
+    home = copied(bench, taught, "forgetting")
+    questions = [question for fact in facts for question in fact.ask]
+    with served(bench, home):
+        before = ask(bench, questions, label="before forgetting")
+    with InteractionLog(home.interactions) as log:
+        log.forget(*(taught.ids[i] for i in places))
+    outcome = learn(home, bench.model, LearnOptions(seed=seed), bench.report)
+    if outcome.status == "rejected":
+        Registry(home).use(None)  # as the command does: what holds the forgotten may not go on serving
+    with served(bench, home):
+        answers = ask(bench, questions, label="after forgetting")
+    return {
+        "facts": len(gone),
+        "forgotten_before": recall(gone, before),
+        "forgotten": recall(gone, answers),
+        "kept_before": recall(kept, before),
+        "kept": recall(kept, answers),
+        **_costs(outcome),
+    }
