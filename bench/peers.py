@@ -1,6 +1,6 @@
 """Training pairs a second beside transformers + PEFT: same GGUF, rank, modules, layers, examples; in one run.
 
-    python bench/peers.py [--model FILE] [--seconds 20] [--rounds 3] [--json]
+    python bench/peers.py [--model FILE] [--seconds 15] [--rounds 3] [--json]
 
 Each contestant runs in a process of its own, in turn for some rounds, and the median counts: machines are noisy.
 PEFT gets AdamW, answers-only loss, padding to the longest, and the best of several batch sizes, which a first
@@ -21,8 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-BATCHES = (1, 2, 4, 8, 16, 32)
-PAIRS = 64
+BATCHES = (4, 16, 32)
+PAIRS = 48
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

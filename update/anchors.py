@@ -7,6 +7,7 @@ continues plain text instead.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,20 +24,26 @@ from engrain.update.pack import Example, pack_examples
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-_STARTS = ("What is the", "Who", "", "How many", "Which", "How do you", "Where is", "Explain", "When", "Why")
-ANSWER_TOKENS = 12
+# How messages begin, questions and others alike; the empty one leaves all to the model.
+_STARTS = (
+    "What is the", "", "Who", "Write", "How many", "", "Which", "Tell me", "How do you", "I am", "Where is", "Say",
+    "Explain", "Thank", "When", "Give me", "Can you", "", "Why", "Translate", "Good", "List", "What can", "Hello",
+)  # fmt: skip
+ANSWER_TOKENS = 4
 _MARK = "\u2603"
 
 
 def anchors(
-    home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, count: int = 136, k: int = 16, seed: int = 0
+    home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, count: int = 264, k: int = 16, seed: int = 0
 ) -> list[Example]:
     """Prompts and answers of the base model, taught by its top-k distributions; cached by model hash.
 
     The runtime must have no adapter attached. An answer's prompt is part of the target where it is the model's own
-    writing, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin.
+    writing, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin,
+    and more prompts for the same work hold more in place.
     """
-    path = home.cache / "anchors" / f"{model_sha[:16]}-{count}-{k}-{seed}.safetensors"
+    key = hashlib.sha256(f"{count} {k} {seed} {ANSWER_TOKENS} {_STARTS}".encode()).hexdigest()
+    path = home.cache / "anchors" / f"{model_sha[:16]}-{key[:16]}.safetensors"
     try:
         return _unpack(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
@@ -54,7 +61,7 @@ def _write(runtime: Runtime, count: int, seed: int) -> list[Example]:
     head = _opening(runtime)
     starts = [_STARTS[i % len(_STARTS)] for i in range(count)]
     openings = [head + runtime.tokenize(s) for s in starts]
-    asked = runtime.generate_batch(openings, max_tokens=28, temperature=1.0, seed=seed, stop_at_newline=True)
+    asked = runtime.generate_batch(openings, max_tokens=24, temperature=0.9, seed=seed, stop_at_newline=True)
     texts = [(s + runtime.detokenize(a)).strip() for s, a in zip(starts, asked, strict=True)]
     messages = [m for m in dict.fromkeys(map(_first_question, texts)) if len(m.split()) > 2]
     prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in messages]

@@ -29,10 +29,10 @@ class TrainOptions:
     """
 
     lr: float = 4e-3
-    epochs: int = 4
+    epochs: int = 5
     pack_tokens: int = 512
-    anchors_per_step: int = 4
-    anchor_weight: float = 1.0
+    anchors_per_step: int = 8
+    anchor_weight: float = 1.5
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
