@@ -104,13 +104,13 @@ def engrain(path: Path, who: str, seconds: float) -> dict[str, float]:
 
     from engrain.quant.gguf import open_gguf
     from engrain.update import speed_bench
-    from engrain.update.learn import RANK
+    from engrain.update.learn import RANK, bare_layers
 
     torch.manual_seed(0)
     gguf = open_gguf(path)
     examples = pairs(path)
     start = time.perf_counter()
-    decoder = speed_bench.build(gguf, RANK, 0 if who == "engrain-all" else speed_bench.bare_layers(gguf))
+    decoder = speed_bench.build(gguf, RANK, 0 if who == "engrain-all" else bare_layers(gguf))
     load_s = time.perf_counter() - start
     figures = speed_bench.training(decoder, examples, seconds)
     return {

@@ -185,13 +185,6 @@ def _learn(root: Path, seconds: dict[str, float]) -> dict[str, Any]:
     return outcome
 
 
-def _training_questions(root: Path, adapter: str | None) -> set[str]:
-    """The questions that the adapter was trained on, as its folder lists them."""
-    lessons = root / "adapters" / str(adapter) / "lessons.jsonl"
-    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons.exists() else []
-    return {_plain(json.loads(line)["question"]) for line in lines}
-
-
 def _result(
     root: Path,
     seconds: dict[str, float],
@@ -199,7 +192,9 @@ def _result(
     before: list[dict[str, Any]],
     after: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    trained = _training_questions(root, outcome["adapter"])
+    from engrain.device.registry import plain_question, trained_questions
+
+    trained = trained_questions(root / "adapters" / str(outcome["adapter"]))
     asked = [(statement, question) for statement in STATEMENTS for question in statement.questions]
     rows = [
         Row(
@@ -209,7 +204,7 @@ def _result(
             second["answer"].strip(),
             _right(question, first["answer"]),
             _right(question, second["answer"]),
-            _plain(question.text) in trained,
+            plain_question(question.text) in trained,
         )
         for (statement, question), first, second in zip(asked, before, after, strict=True)
     ]
@@ -233,10 +228,6 @@ def _result(
 
 def _right(question: Question, answer: str) -> bool:
     return any(accepted in answer.lower() for accepted in question.accept)
-
-
-def _plain(question: str) -> str:
-    return " ".join(question.lower().split()).rstrip("?")
 
 
 _HEADINGS = ("", "said", "asked", "before", "after")

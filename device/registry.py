@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # As in quant.adapter, which chat starts don't import.
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+LESSONS = "lessons.jsonl"  # beside a version: what it was taught, question by question
 _NAME = re.compile(r"(\d{4,9})-([0-9a-f]{8})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEADER_LIMIT = 16 << 20  # bytes; ours have some ten thousand
@@ -341,3 +342,15 @@ def _loadable(version: Version) -> Version:
 
     load_peft(_sound(version).folder)
     return version
+
+
+def trained_questions(folder: Path) -> set[str]:
+    """The questions that the version in this folder was trained on, in `plain_question`'s form."""
+    lessons = folder / LESSONS
+    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons.exists() else []
+    return {plain_question(json.loads(line)["question"]) for line in lines}
+
+
+def plain_question(text: str) -> str:
+    """A question without what makes no difference: case, spacing, the mark at its end."""
+    return " ".join(text.lower().split()).rstrip("?")

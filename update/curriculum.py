@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from engrain.device.home import Home
+from engrain.device.registry import LESSONS
 from engrain.update import questions, study
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from engrain.device.registry import Version
     from engrain.device.runtime import Runtime
 
-LESSONS, PROBES = "lessons.jsonl", "probes.jsonl"
+PROBES = "probes.jsonl"
 REPLAY, REPLAY_WEAK = 4, 10  # questions of an old fact; of one that the current adapter no longer answers
-CONTRAST, CONTRAST_WEIGHT = 1 / 8, 1.5  # never-told questions for each lesson of an epoch, and what each counts
-CONTRAST_EPOCHS = 4  # whose never-told questions are all different
+CONTRAST, CONTRAST_WEIGHT = 1 / 8, 1.5  # never-told questions for each lesson, and what each counts
+CONTRAST_TIMES = 4  # that many of them: training deals them out over its epochs
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
 HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
 
@@ -124,7 +125,7 @@ def prepare(
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
     untold = _untold(runtime, facts, asked, old, past, seed)
     lessons += old
-    count = CONTRAST_EPOCHS * round(CONTRAST * len(lessons))
+    count = CONTRAST_TIMES * round(CONTRAST * len(lessons))
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
     lessons += [Lesson(q, study.NOT_TOLD, "contrast", weight=CONTRAST_WEIGHT) for q in never]
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past)

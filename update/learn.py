@@ -108,7 +108,7 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             warm = parent if parent and not past.gone else None
             decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None)
             exam = _Exam(runtime, past.probes, options.seed)
-            with _attached(runtime, registry, warm):
+            with attached(runtime, registry, warm):
                 weak = exam.missed()
             curriculum = prepare(
                 home, runtime, decoder, sha, fresh, past, weak, options.seed,
@@ -130,15 +130,15 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
             trained = time.monotonic()
             adapter = extract(decoder, gguf)
             report(Progress("gate", 0, 1 + len(STRENGTHS), "asking before"))
-            with _attached(runtime, registry, warm):
+            with attached(runtime, registry, warm):
                 before = exam.sit(curriculum.probes)
             strength, after, checks = _weigh(
                 runtime, home, adapter, exam, curriculum, before, held[:HELD_ANCHORS], report
             )
-        adapter = replace(adapter, alpha=strength * adapter.alpha)
         asked = exam.sheet(curriculum.probes, before, after)
         taught = _all_taught(everything, past, fresh) if past.gone else fresh
-        adapter = replace(adapter, metadata=_metadata(model, sha, warm, taught, settings, checks))
+        metadata = _metadata(model, sha, warm, taught, settings, checks)
+        adapter = replace(adapter, alpha=strength * adapter.alpha, metadata=metadata)
         title = f"What {model.name} learned"
         files = {**curriculum.files(), page.REPORT: page.render(title, learned, asked, checks, done.steps)}
         version = registry.add(adapter, _card(model, learned, checks), files)
@@ -215,7 +215,7 @@ def _weigh(
 
 
 @contextmanager
-def _attached(runtime: Runtime, registry: Registry, version: Version | None) -> Iterator[None]:
+def attached(runtime: Runtime, registry: Registry, version: Version | None) -> Iterator[None]:
     """llama.cpp with this version, or bare, meanwhile; bare afterwards."""
     try:
         if version:
@@ -245,10 +245,15 @@ def _all_taught(everything: Sequence[Interaction], past: Past, fresh: Sequence[I
     return [i for i in everything if i.id in ids]
 
 
+def bare_layers(gguf: GGUFModel) -> int:
+    """How many of the lowest layers get no adapters."""
+    return int(LOWEST_SHARE * gguf.hyper.n_layer)
+
+
 def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None) -> Decoder:
     """The decoder with new adapters, or with the parent's to train on from."""
     torch.manual_seed(options.seed)
-    rank, lowest = RANK, int(LOWEST_SHARE * gguf.hyper.n_layer)
+    rank, lowest = RANK, bare_layers(gguf)
     if parent:
         rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
     decoder = Decoder(gguf, rank, ALPHA, device=pick_device(options.device), first_layer=lowest)

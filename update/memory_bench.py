@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engrain.device import models
 from engrain.device.home import open_home
 from engrain.quant.errors import EngrainError
-from engrain.update import study
+from engrain.update import gate, study
 from engrain.update.learn import Progress, Report
 from engrain.update.memory_drift import Window, drift, prompt_windows
 from engrain.update.memory_set import Fact, MemorySet
@@ -85,10 +85,9 @@ class Bench:
 def reply_to(bench: Bench, said: Sequence[str], max_tokens: int = _REPLY_TOKENS) -> list[str]:
     """What the model replies, each time in a fresh conversation."""
     bench.report(Progress("telling", 0, len(said)))
-    prompts = [bench.runtime.prompt_tokens(alone(text)) for text in said]
-    outs = bench.runtime.generate_batch(prompts, max_tokens=max_tokens)
+    replies = gate.answers(bench.runtime, said, max_tokens)
     bench.report(Progress("telling", len(said), len(said)))
-    return [bench.runtime.detokenize(out) for out in outs]
+    return replies
 
 
 # Answers

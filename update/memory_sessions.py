@@ -5,7 +5,6 @@ Everything goes through the product: what is said is logged, `learn` runs, the r
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,10 @@ import numpy as np
 
 from engrain.device.home import Home, open_home
 from engrain.device.interactions import InteractionLog
-from engrain.device.registry import Registry, Version
+from engrain.device.registry import Registry, Version, plain_question, trained_questions
 from engrain.quant.errors import EngrainError
 from engrain.update import memory_bench as bench_
-from engrain.update.curriculum import LESSONS
-from engrain.update.learn import LearnOptions, Outcome, learn
+from engrain.update.learn import LearnOptions, Outcome, attached, learn
 from engrain.update.memory_bench import Bench, Row, ask, recall, share
 from engrain.update.memory_set import Fact
 
@@ -59,12 +57,8 @@ def served(bench: Bench, home: Home) -> Iterator[Version | None]:
     """Serve with the data folder's current version meanwhile; None: there is none, the base serves."""
     registry = Registry(home)
     version, _ = registry.verified_current(bench.sha)
-    try:
-        if version is not None:
-            bench.runtime.attach(registry.gguf(version), name=version.name)
+    with attached(bench.runtime, registry, version):
         yield version
-    finally:
-        bench.runtime.detach()
 
 
 def weights_way(bench: Bench, taught: Taught) -> Row:
@@ -73,14 +67,14 @@ def weights_way(bench: Bench, taught: Taught) -> Row:
         row = bench_.measure(bench, "weights")
     path = Registry(taught.home).gguf(version) if version else None
     perplexity, kl = bench.drift(path) if path else (bench.base_perplexity, 0.0)
-    trained = _trained_questions(version)
+    trained = trained_questions(version.folder) if version else set()
     asked = [question for fact in bench.memory.facts for question in fact.ask]
     return {
         **row,
         **_costs(taught.outcome),
         "perplexity": perplexity,
         "kl": kl,
-        "trained_questions": sum(_plain(question) in trained for question in asked),
+        "trained_questions": sum(plain_question(question) in trained for question in asked),
     }
 
 
@@ -92,16 +86,6 @@ def _costs(outcome: Outcome) -> Row:
         "study_seconds": outcome.study_seconds,
         "train_seconds": outcome.train_seconds,
     }
-
-
-def _trained_questions(version: Version | None) -> set[str]:
-    lessons = version.folder / LESSONS if version else None
-    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons and lessons.exists() else []
-    return {_plain(json.loads(line)["question"]) for line in lines}
-
-
-def _plain(question: str) -> str:
-    return " ".join(question.lower().split()).rstrip("?")
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

@@ -75,13 +75,19 @@ def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, question
 
 def _content(runtime: Runtime, tokens: tuple[int, ...], question: str) -> torch.Tensor:
     """Which tokens belong to content words, (tokens,) of 0 and 1."""
+    text, spans = token_spans(runtime, tokens)
+    places = [(at, at + len(w)) for w in wording.content_words(question) if (at := text.find(w)) >= 0]
+    return torch.tensor([float(any(a < end and b > at for at, end in places)) for a, b in spans])
+
+
+def token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The tokens' text in lower case, and from where to where in it each stands."""
     text, spans = "", []
     for token in tokens:
         piece = runtime.detokenize([token]).lower()
         spans.append((len(text), len(text) + len(piece)))
         text += piece
-    places = [(at, at + len(w)) for w in wording.content_words(question) if (at := text.find(w)) >= 0]
-    return torch.tensor([float(any(a < end and b > at for at, end in places)) for a, b in spans])
+    return text, spans
 
 
 def background(home: Home, decoder: Decoder, runtime: Runtime, model_sha: str) -> np.ndarray:

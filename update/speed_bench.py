@@ -30,7 +30,7 @@ import torch
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update.decoder import Decoder, Layer, Linear
-from engrain.update.learn import ALPHA, LOWEST_SHARE, RANK, pick_device
+from engrain.update.learn import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
 from engrain.update.study import Lesson, to_examples
 from engrain.update.train import TrainOptions, train
@@ -107,11 +107,6 @@ def make_pairs(count: int, seed: int = 0) -> list[Lesson]:
         who, thing, called = name(), random.choice(_THINGS), name()
         lessons.append(Lesson(f"What is {who}'s {thing} called?", f"{who}'s {thing} is called {called}.", "fact"))
     return lessons
-
-
-def bare_layers(gguf: GGUFModel) -> int:
-    """How many of the lowest layers `learn` leaves without adapters."""
-    return int(LOWEST_SHARE * gguf.hyper.n_layer)
 
 
 def build(gguf: GGUFModel, rank: int, first_layer: int, device: str = "auto") -> Decoder:
@@ -197,7 +192,7 @@ def growth(
         rows.append({"examples": count, "rank": decoder.rank, "seconds": round(seconds, 4)})
     for rank in options.growth_ranks:
         report(f"training at rank {rank}")
-        other = build(gguf, rank, bare_layers(gguf))
+        other = build(gguf, rank, bare_layers(gguf), options.device)
         train_passes(other, examples[: min(16, options.pairs)], 0.0)
         _, seconds = train_passes(other, examples[: options.pairs], 0.0)
         rows.append({"examples": options.pairs, "rank": rank, "seconds": round(seconds, 4)})

@@ -90,16 +90,12 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
     if len(tokens) < 2:
         return ()
     surprisal = np.concatenate(([0.0], -runtime.score(tokens[:1], tokens[1:])))
-    text, spans = "", []
-    for token, nats in zip(tokens, surprisal, strict=True):
-        piece = runtime.detokenize([token])
-        spans.append((len(text), len(text) + len(piece), float(nats)))
-        text += piece
+    text, spans = questions.token_spans(runtime, tokens)
     scored = []
     for word in dict.fromkeys(wording.content_words(sentence)):
-        at = text.lower().find(word)
+        at = text.find(word)
         if at >= 0:
-            nats = sum(n for a, b, n in spans if a < at + len(word) and b > at)
+            nats = sum(float(n) for (a, b), n in zip(spans, surprisal, strict=True) if a < at + len(word) and b > at)
             scored.append((nats, word))
     return tuple(w for _, w in sorted(scored, reverse=True)[:keep])
 
