@@ -207,6 +207,12 @@ class Decoder(nn.Module):
             raw = raw * self.logit_scale
         return raw if not self.final_softcap else self.final_softcap * torch.tanh(raw / self.final_softcap)
 
+    def slope(self, finished: Tensor) -> Tensor | None:
+        """Derivative of `finish` where it gave `finished`, None where it is 1 everywhere."""
+        if self.final_softcap:
+            return self.logit_scale * (1 - (finished / self.final_softcap).square())
+        return None if self.logit_scale == 1.0 else torch.tensor(self.logit_scale)
+
     def groups(self) -> list[LoraGroup]:
         """All adapter groups, in layer order."""
         return [m for m in self.modules() if isinstance(m, LoraGroup)]

@@ -1,7 +1,19 @@
-"""The loss on targets only, in chunks of rows, so that a vocabulary's logits are never all in memory."""
+"""The loss on targets only, a tile of rows and words at a time, so that a vocabulary's logits are never all in memory.
+
+Every row has a teacher: probabilities t of some words S and the rest r in one bucket; plain cross-entropy is the
+teacher that is sure of the target. With p = softmax(z) and p_r = 1 - sum of p over S, the loss is
+KL(t ‖ p) = sum over S of t (log t - log p) + r (log r - log p_r), and its gradient
+
+    dL / dz_j = p_j (1 - r / p_r) - [j in S] (t_j - p_j r / p_r).
+
+The normaliser takes one pass over the words and the gradient a second, as in Cut Cross-Entropy (Wijmans et al.,
+arXiv 2411.09009): a resident head is one block of words whose logits serve both, one left in its blocks is dequantised
+piece by piece.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,65 +23,109 @@ from torch import Tensor
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Pack
 
-CHUNK_BYTES = 64 << 20
+TILE_BYTES = 64 << 20  # of float32 logits held at once
+ROWS = 32  # tiles are filled up to a multiple: a matrix library prepares itself anew for every new shape
+_LEAST_REST = 1e-6  # of the probability outside the teacher's words
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """Loss and its gradient to `hidden` computed together, chunk by chunk."""
+class _HeadLoss(torch.autograd.Function):
+    """hidden (K, n_embd) -> weighted sum of token losses; the gradient is made in forward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, decoder: Decoder, pack: Pack, nll: Tensor) -> Tensor:
-        head = decoder.head()
-        rows = max(1, CHUNK_BYTES // (4 * head.shape[0]))
-        rows = max(1, rows // 32 * 32)
-        grads, total = [], hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            leaf = hidden[part].detach().requires_grad_()
-            fill = -leaf.shape[0] % 32 if rows >= 32 else 0
-            with torch.enable_grad():
-                raw = F.pad(leaf, (0, 0, 0, fill)) @ head.T
-                log_p = decoder.finish(raw[: leaf.shape[0]]).log_softmax(-1)
-                loss = _token_losses(log_p, pack, part)
-                weighted = (loss * pack.weight[part]).sum()
-            grads.append(torch.autograd.grad(weighted, leaf)[0])
-            total += weighted.detach()
-            nll[part] = loss.detach()
-        ctx.save_for_backward(torch.cat(grads))
-        return total
+        count, wanted = len(hidden), ctx.needs_input_grad[0]
+        hidden, weight, ids, taught = map(_filled, (hidden, pack.weight, *_teacher(pack)))
+        losses, grads = [], []
+        for part in _tiles(len(hidden), decoder):
+            x, t = hidden[part], taught[part]
+            log_total, picked, kept = _normaliser(decoder, x, ids[part])
+            log_p = picked - log_total[:, None]
+            rest, rest_t = 1 - log_p.exp().sum(1), (1 - t.sum(1)).clamp_min(0)
+            kl = (torch.xlogy(t, t) - t * log_p).sum(1)
+            losses.append(kl + torch.xlogy(rest_t, rest_t) - rest_t * rest.clamp_min(_LEAST_REST).log())
+            if wanted:
+                share = torch.where(rest > _LEAST_REST, rest_t / rest.clamp_min(_LEAST_REST), 0.0)
+                own = t - log_p.exp() * share[:, None]
+                rows = weight[part, None]
+                grads.append(_gradient(decoder, x, ids[part], rows * own, log_total, rows * (1 - share[:, None]), kept))
+        nll.copy_(torch.cat(losses)[:count])
+        ctx.save_for_backward(*grads)
+        ctx.count = count
+        return (nll * pack.weight).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.saved_tensors[0] * grad.to(ctx.saved_tensors[0].dtype), None, None, None
+        whole = torch.cat(ctx.saved_tensors)[: ctx.count]
+        return whole * grad.to(whole.dtype), None, None, None
 
 
-def _token_losses(log_p: Tensor, pack: Pack, part: slice) -> Tensor:
-    """log_p (rows, vocab) -> (rows,) nats: cross-entropy, or KL(teacher ‖ model) where a teacher is given."""
-    losses = -log_p.gather(1, pack.target_ids[part, None])[:, 0]
+def _normaliser(decoder: Decoder, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """log of the sum of exp(logits) (rows,), the logits of ids (rows, k), and all of them where one block has them."""
+    log_total = torch.full((len(x),), -torch.inf, device=x.device)
+    picked = torch.empty(ids.shape, device=x.device)
+    z = None
+    for start, words in decoder.head.blocks():
+        z = decoder.finish(x @ words.T)
+        log_total = torch.logaddexp(log_total, z.logsumexp(1))
+        inside, place = _within(ids, start, len(words))
+        picked = torch.where(inside, z.gather(1, place), picked)
+    return log_total, picked, z if decoder.head.resident else None
+
+
+def _gradient(
+    decoder: Decoder, x: Tensor, ids: Tensor, own: Tensor, log_total: Tensor, share: Tensor, kept: Tensor | None
+) -> Tensor:
+    """Gradient to x: every word's probability times `share` (rows, 1), less `own` (rows, k) for the teacher's words."""
+    grad = torch.zeros(x.shape, device=x.device)
+    for start, words in decoder.head.blocks():
+        z = kept if kept is not None else decoder.finish(x @ words.T)
+        slope = decoder.slope(z)
+        d = z.sub_(log_total[:, None]).exp_().mul_(share)
+        inside, place = _within(ids, start, len(words))
+        d.scatter_add_(1, place, torch.where(inside, -own, 0.0))
+        if slope is not None:
+            d.mul_(slope)
+        grad += d.to(x.dtype) @ words
+    return grad.to(x.dtype)
+
+
+def _within(ids: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Which ids a block of words holds, and their places in it (any place for the others)."""
+    place = ids - start
+    return (place >= 0) & (place < count), place.clamp(0, count - 1)
+
+
+def _filled(t: Tensor) -> Tensor:
+    """Rows of zeros up to a multiple of ROWS; they weigh nothing."""
+    return F.pad(t, (0, 0) * (t.dim() - 1) + (0, -len(t) % ROWS))
+
+
+def _tiles(count: int, decoder: Decoder) -> Iterator[slice]:
+    """As many rows at a time as a block of words leaves room for."""
+    rows = TILE_BYTES // (4 * decoder.head.block_rows)
+    rows = max(1, rows // ROWS) * ROWS
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+
+
+def _teacher(pack: Pack) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities (K, k) of each row's teacher; a row without one is sure of its target."""
+    sure = torch.ones_like(pack.target_ids[:, None], dtype=torch.float32)
     if pack.teacher_ids is None or pack.teacher_log_p is None:
-        return losses
-    taught = pack.teacher_ids[part, 0] >= 0
-    if not taught.any():
-        return losses
-    kl = top_k_kl(log_p, pack.teacher_ids[part].clamp_min(0), pack.teacher_log_p[part])
-    return torch.where(taught, kl, losses)
-
-
-def top_k_kl(log_p: Tensor, ids: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ model) in nats over the teacher's top k tokens and one bucket for all the rest.
-
-    log_p (rows, vocab), ids and teacher (rows, k) log-probabilities -> (rows,).
-    """
-    picked = log_p.gather(1, ids)
-    rest_t = torch.log1p(-teacher.exp().sum(1).clamp(max=1 - 1e-6))
-    rest_s = torch.log1p(-picked.exp().sum(1).clamp(max=1 - 1e-6))
-    return (teacher.exp() * (teacher - picked)).sum(1) + rest_t.exp() * (rest_t - rest_s)
+        return pack.target_ids[:, None], sure
+    taught = pack.teacher_ids[:, :1] >= 0
+    # Where there is none the target stands k times, and counts once.
+    once = (torch.arange(pack.teacher_ids.shape[1], device=sure.device) == 0).float()
+    ids = torch.where(taught, pack.teacher_ids, pack.target_ids[:, None])
+    return ids, torch.where(taught, pack.teacher_log_p.exp(), once)
 
 
 def pack_loss(decoder: Decoder, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the pack's token losses (a scalar with gradient), and each token's loss (K,), in nats."""
+    """Weighted sum of the pack's token losses (a scalar with gradient), and each token's loss (K,), in nats.
+
+    A token's loss is its cross-entropy, or KL(teacher ‖ model) over the teacher's words and one bucket for the rest.
+    """
     nll = torch.empty(len(pack.target_ids), device=pack.target_ids.device)
-    loss = _ChunkedLoss.apply(decoder.hidden(pack), decoder, pack, nll)
+    loss = _HeadLoss.apply(decoder.hidden(pack), decoder, pack, nll)
     return loss, nll
 
 
@@ -78,6 +134,19 @@ def teach(decoder: Decoder, pack: Pack, k: int = 16) -> tuple[Tensor, Tensor]:
     """The bare base model's top-k ids and log-probabilities at every target row, each (K, k)."""
     with decoder.bare():
         hidden = decoder.hidden(pack)
-    rows = max(1, CHUNK_BYTES // (4 * decoder.head().shape[0]))
-    tops = [decoder.logits(h).log_softmax(-1).topk(k) for h in hidden.split(rows)]
-    return torch.cat([t.indices for t in tops]), torch.cat([t.values for t in tops])
+    tops = [_top(decoder, hidden[part], k) for part in _tiles(len(hidden), decoder)]
+    return torch.cat([ids for ids, _ in tops]), torch.cat([log_p for _, log_p in tops])
+
+
+def _top(decoder: Decoder, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest words of each row and their log-probabilities, each (rows, k)."""
+    log_total = torch.full((len(x),), -torch.inf, device=x.device)
+    best, ids = torch.empty((len(x), 0), device=x.device), torch.empty((len(x), 0), dtype=torch.long, device=x.device)
+    for start, words in decoder.head.blocks():
+        z = decoder.finish(x @ words.T)
+        log_total = torch.logaddexp(log_total, z.logsumexp(1))
+        values, places = z.topk(min(k, len(words)))
+        best, ids = torch.cat((best, values), 1), torch.cat((ids, places + start), 1)
+        best, order = best.topk(min(k, best.shape[1]))
+        ids = ids.gather(1, order)
+    return ids, best - log_total[:, None]

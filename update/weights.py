@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from engrain.quant.blocks import SUPPORTED, dequantize
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, TensorInfo
+
+BLOCK_BYTES = 16 << 20  # of a vocabulary's rows dequantised at a time
 
 
 class Matrix:
@@ -38,15 +42,23 @@ class Matrix:
         data = torch.from_numpy(self.parts[0].data[index.cpu().numpy()])
         return dequantize(data.to(self.device), self.parts[0].kind, self.dtype)
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop."""
-        if self._kept is not None:
-            return self._kept[start:stop]
-        data = torch.from_numpy(self.parts[0].data[start:stop]).to(self.device)
-        return dequantize(data, self.parts[0].kind, self.dtype)
+    @property
+    def block_rows(self) -> int:
+        """Rows of one of `blocks`."""
+        rows = sum(self.n_outs)
+        return rows if self.resident else min(rows, max(1, BLOCK_BYTES // (self.n_in * self.dtype.itemsize)))
 
-    def _dequantize(self, part: TensorInfo) -> Tensor:
-        return dequantize(torch.from_numpy(part.data).to(self.device), part.kind, self.dtype)
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) one after another: all at once where they are kept, else as many as BLOCK_BYTES hold."""
+        if self.resident:
+            yield 0, self()
+            return
+        (part,) = self.parts
+        for start in range(0, part.shape[0], self.block_rows):
+            yield start, self._dequantize(part, slice(start, start + self.block_rows))
+
+    def _dequantize(self, part: TensorInfo, rows: slice = slice(None)) -> Tensor:
+        return dequantize(torch.from_numpy(part.data[rows]).to(self.device), part.kind, self.dtype)
 
 
 class Weights:
