@@ -297,22 +297,27 @@ _PLAIN = {K.F32: torch.float32, K.F16: torch.float16, K.BF16: torch.bfloat16}
 SUPPORTED = frozenset(_BLOCKS) | frozenset(_PLAIN)
 
 
-def dequantize(data: Tensor, kind: GGMLQuantizationType, dtype: torch.dtype = torch.float32) -> Tensor:
-    """data (…, bytes of a row), uint8, on any device -> (…, values of a row).
+def dequantize(
+    data: Tensor, kind: GGMLQuantizationType, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+) -> Tensor:
+    """data (…, bytes of a row), uint8, on any device -> (…, values of a row), in `out` (contiguous) if given.
 
-    Computed in float32 as `gguf.dequantize` does, then rounded to dtype chunk by chunk.
+    Computed in float32 as `gguf.dequantize` does, then rounded to dtype (or out's) chunk by chunk.
 
     Raises:
         UnsupportedBlock: a format not in SUPPORTED.
     """
     if kind in _PLAIN:
-        return data.contiguous().view(_PLAIN[kind]).to(dtype)
+        plain = data.contiguous().view(_PLAIN[kind])
+        return plain.to(dtype) if out is None else out.copy_(plain)
     if kind not in _BLOCKS:
         raise UnsupportedBlock(f"engrain cannot dequantise {kind.name} blocks; chatting with the model still works")
     length, size = GGML_QUANT_SIZES[kind]
     blocks = data.reshape(-1, size)
-    out = torch.empty(len(blocks), length, dtype=dtype, device=data.device)
+    if out is None:
+        out = torch.empty(*data.shape[:-1], data.shape[-1] // size * length, dtype=dtype, device=data.device)
+    values = out.view(-1, length)
     step = max(1, CHUNK_VALUES // length)
     for start in range(0, len(blocks), step):
-        out[start : start + step] = _BLOCKS[kind](blocks[start : start + step])
-    return out.reshape(*data.shape[:-1], data.shape[-1] // size * length)
+        values[start : start + step] = _BLOCKS[kind](blocks[start : start + step])
+    return out

@@ -30,7 +30,9 @@ class Matrix:
     def __call__(self) -> Tensor:
         if self._kept is not None:
             return self._kept
-        weight = torch.cat([self._dequantize(p) for p in self.parts])
+        weight = torch.empty(sum(self.n_outs), self.n_in, dtype=self.dtype, device=self.device)
+        for part, rows in zip(self.parts, weight.split(self.n_outs), strict=True):
+            self._dequantize(part, out=rows)
         if self.resident:
             self._kept = weight
         return weight
@@ -57,8 +59,8 @@ class Matrix:
         for start in range(0, part.shape[0], self.block_rows):
             yield start, self._dequantize(part, slice(start, start + self.block_rows))
 
-    def _dequantize(self, part: TensorInfo, rows: slice = slice(None)) -> Tensor:
-        return dequantize(torch.from_numpy(part.data[rows]).to(self.device), part.kind, self.dtype)
+    def _dequantize(self, part: TensorInfo, rows: slice = slice(None), out: Tensor | None = None) -> Tensor:
+        return dequantize(torch.from_numpy(part.data[rows]).to(self.device), part.kind, self.dtype, out)
 
 
 class Weights:
