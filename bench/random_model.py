@@ -30,7 +30,7 @@ class Shape:
     n_head_kv: int = 4
 
 
-def write_random_model(path: Path, like: Path, shape: Shape = Shape(), seed: int = 0) -> int:  # noqa: B008
+def write_random_model(path: Path, like: Path, shape: Shape = Shape(), seed: int = 0) -> int:
     """Write the model -> its number of parameters."""
     random = np.random.default_rng(seed)
     writer = GGUFWriter(path, "llama")

@@ -178,10 +178,10 @@ def _template(values: dict[str, Any]) -> Check:
 
 def _adapter(home: homes.Home, model: ModelFile) -> Check:
     """The model loads, and the current adapter provably changes what it says."""
-    from engrain.cli.session import attach
     from engrain.device import models
     from engrain.device.registry import Registry
     from engrain.device.runtime import Runtime
+    from engrain.device.serving import attach
 
     registry = Registry(home)
     version, warning = registry.verified_current(models.sha256(home, model.path))

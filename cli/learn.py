@@ -23,7 +23,7 @@ LearnOptions: TypeAlias = Any
 Outcome: TypeAlias = Any
 Progress: TypeAlias = Any
 
-_PHASES = {"study": "studying", "train": "training", "gate": "checking"}
+_PHASES = {"memory": "memory", "study": "studying", "train": "training", "gate": "checking"}
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _PLAIN_SECONDS = 2.0  # between lines where there is no terminal
@@ -36,6 +36,12 @@ class Device(str, Enum):
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
+
+
+class Memory(str, Enum):
+    auto = "auto"
+    resident = "resident"
+    quantised = "quantised"
 
 
 def parse_budget(text: str) -> float:
@@ -52,6 +58,14 @@ def learn(
         str | None, typer.Option("--budget", metavar="TIME", help="At most this long: 90s, 5m, 1h.")
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to train.")] = Device.auto,
+    memory: Annotated[
+        Memory,
+        typer.Option(
+            "--memory",
+            help="Base weights: resident (dequantised once, faster), quantised (left in their blocks, a fraction of "
+            "the memory), or what fits.",
+        ),
+    ] = Memory.auto,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be learned; train nothing.")] = False,
     force: Annotated[
         bool,
@@ -79,7 +93,9 @@ def learn(
     chosen = models.resolve(home, model)
     from engrain.update import learn as learner
 
-    options = learner.LearnOptions(budget=seconds, device=device.value, dry_run=dry_run, force=force, seed=seed)
+    options = learner.LearnOptions(
+        budget=seconds, device=device.value, memory=memory.value, dry_run=dry_run, force=force, seed=seed
+    )
     try:
         if watch:
             _watch(home, chosen, options, json_)

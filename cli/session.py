@@ -16,7 +16,7 @@ from engrain.quant.errors import EngrainError
 
 if TYPE_CHECKING:  # imported when used: `--help` and the lists must not wait for llama.cpp
     from engrain.device.models import ModelFile
-    from engrain.device.registry import Registry, Version
+    from engrain.device.registry import Registry
     from engrain.device.runtime import Runtime
 
 NO_ADAPTER = "none"
@@ -52,6 +52,8 @@ class Session:
             raise EngrainError(
                 f"adapter {version.name} is for another model than {self.model.name}: choose it with --model"
             )
+        from engrain.device.serving import attach
+
         attach(self.runtime, self.registry, version)
         return version.name
 
@@ -83,20 +85,12 @@ def _attach_current(session: Session) -> None:
     if warning:
         output.note(f"warning: {warning}")
     if version is not None:
+        from engrain.device.serving import attach
+
         try:
             attach(session.runtime, session.registry, version)
         except EngrainError as error:
             output.note(f"warning: {error}: going on without an adapter")
-
-
-def attach(runtime: Runtime, registry: Registry, version: Version) -> None:
-    """Attach a version's derived GGUF; a damaged one is built again from the safetensors."""
-    path = registry.gguf(version)
-    try:
-        runtime.attach(path, name=version.name)
-    except EngrainError:
-        path.unlink(missing_ok=True)
-        runtime.attach(registry.gguf(version), name=version.name)
 
 
 def piped_text() -> str:

@@ -57,6 +57,7 @@ class Conversation:
         self.id = uuid.uuid4().hex
         self.last_reply: Reply | None = None  # the last whole one, with its token counts
         self.dropped_turns = 0  # oldest turns that no longer fit the context
+        self._covered = False  # whether the adapter answered last
         self._turns: list[_Turn] = []
 
     def resume(self, conversation: str | None = None) -> None:
@@ -95,7 +96,9 @@ class Conversation:
             raise EngrainError("there is nothing to answer: say something")
         replies: list[Reply] = []
         dropped = self.dropped_turns
+        covered = self._runtime.covers(text, follows=self._covered)
         try:
+            self._runtime.serve(covered)
             stream = self._runtime.stream(
                 self._fitting(text),
                 max_tokens=self.max_tokens,
@@ -106,6 +109,7 @@ class Conversation:
         except BaseException:
             self.dropped_turns = dropped  # a text that doesn't fit at all takes no turns with it
             raise
+        self._covered = covered
         return self._record_stream(text, stream, replies)
 
     def _record_stream(self, text: str, stream: Iterator[str], replies: list[Reply]) -> Generator[str, None, None]:

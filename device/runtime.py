@@ -19,11 +19,13 @@ import numpy as np
 
 from engrain.device import batching
 from engrain.device.sampling import Sampler, TextAssembler
+from engrain.device.scope import FOLLOWS, Scope
 from engrain.device.template import ChatTemplate, Message
 from engrain.quant.errors import EngrainError
 
 _GGML_LOG_LEVEL_ERROR = 4  # as in ggml.h; the binding's own comment has the numbers of an older one
 _BATCH = 512  # tokens evaluated at once
+_SCOPE_CONTEXT = 1024  # tokens of a message that is looked at whole, to tell whether an adapter is about it
 _WIDTH = 16  # prompts continued side by side by generate_batch
 _BATCH_CELLS = 8192  # tokens whose keys and values generate_batch may hold
 _PROBE = "The first thing that I would like to say about it is that"
@@ -99,7 +101,7 @@ class _Context:
         if not self._pointer:
             raise ModelError(f"llama.cpp can't make a context of {n_ctx} tokens: {_log.reason()}; try a smaller one")
         self._memory = native.llama_get_memory(self._pointer)
-        self._n_vocab = n_vocab
+        self._n_vocab, self._n_embd = n_vocab, int(native.llama_model_n_embd(model))
         self._n_batch = int(native.llama_n_batch(self._pointer))
         # The batch's arrays live here and are filled in place; every token belongs to one sequence.
         size = self._n_batch
@@ -130,6 +132,18 @@ class _Context:
                 rows[filled : filled + count] = np.ctypeslib.as_array(logits, (count, self._n_vocab))
                 filled += count
         return rows
+
+    def last_state(self, tokens: np.ndarray, keep: int) -> np.ndarray:
+        """The normed last hidden state (n_embd,) float32 after tokens, of which sequence 0 holds the first `keep`."""
+        size = len(tokens)
+        places, zeros = np.arange(keep, size), np.zeros(size - keep, dtype=np.int32)
+        # With hidden states llama.cpp gives logits of every token of the batch: so the last one gets its own.
+        self.decode(tokens[keep:-1], places[:-1], zeros[:-1], np.zeros(size - keep - 1, dtype=bool))
+        native.llama_set_embeddings(self._pointer, True)
+        self.decode(tokens[-1:], places[-1:], zeros[-1:], np.ones(1, dtype=bool))
+        native.llama_set_embeddings(self._pointer, False)
+        state = native.llama_get_embeddings_ith(self._pointer, -1)
+        return np.ctypeslib.as_array(state, (self._n_embd,)).copy()
 
     def _batch(self, size: int) -> Any:
         integers = ctypes.POINTER(ctypes.c_int32)
@@ -168,11 +182,12 @@ class _Context:
 
 @dataclass(frozen=True)
 class _Attached:
-    """A LoRA adapter that llama.cpp has loaded."""
+    """A LoRA adapter that llama.cpp has loaded, and what it is about."""
 
     pointer: Any
     scale: float
     name: str
+    scope: Scope | None
 
 
 class Runtime:
@@ -190,8 +205,11 @@ class Runtime:
         self._template = ChatTemplate(self._template_source(), *map(self._token_text, (self._bos, self._eos())))
         self._pieces: dict[int, bytes] = {}
         self._attached: _Attached | None = None
+        self._serving = True  # whether the attached adapter answers, or for now the base model alone
         self._held: list[int] = []  # tokens whose keys and values the main context holds
         self._main = _Context(model, self.n_vocab, n_ctx, 1, n_threads)
+        self._bare: _Context | None = None  # never has an adapter
+        self._bare_held: list[int] = []
 
     @classmethod
     def load(cls, path: str | Path, n_ctx: int = 2048, n_threads: int | None = None) -> Runtime:
@@ -226,6 +244,8 @@ class Runtime:
             return
         self.detach()
         self._main.close()
+        if self._bare is not None:
+            self._bare.close()
         native.llama_model_free(self._model)
         self._model = None
 
@@ -416,13 +436,13 @@ class Runtime:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | None = None,
-        stop_at_newline: bool = False,
+        stop: str = "",
     ) -> list[list[int]]:
         """Continue many prompts (token ids) side by side: about twice the tokens a second on two cores.
 
-        Returns the new tokens of each, without the end of turn; or up to a line's end, left out where it is a
-        token by itself. A prompt's random choices depend on the seed and its place in the list. Sums run in
-        another order than in `complete_tokens`: near ties may fall otherwise.
+        Returns the new tokens of each, without the end of turn; or up to the first with one of `stop`'s characters,
+        left out where it is white space. A prompt's random choices depend on the seed and its place in the list.
+        Sums run in another order than in `complete_tokens`: near ties may fall otherwise.
         """
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
@@ -435,6 +455,7 @@ class Runtime:
         try:
             if not self._apply(context):
                 raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
+            stops = [character.encode() for character in stop]
             seeds = [None if seed is None else (seed, at) for at in range(len(prompts))]
             return batching.generate(
                 context,
@@ -443,14 +464,11 @@ class Runtime:
                 width=width,
                 max_tokens=max_tokens,
                 n_ctx=self.n_ctx,
-                ends=self._ends_line if stop_at_newline else self._is_end,
+                ends=lambda token: self._is_end(token) or any(c in self._piece(token) for c in stops),
                 counts=lambda token: not self._is_end(token) and bool(self._piece(token).strip()),
             )
         finally:
             context.close()
-
-    def _ends_line(self, token: int) -> bool:
-        return self._is_end(token) or b"\n" in self._piece(token)
 
     def _check_fits(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -534,8 +552,11 @@ class Runtime:
         """The name of the attached adapter."""
         return None if self._attached is None else self._attached.name
 
-    def attach(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> None:
-        """Serve with this GGUF LoRA in place of any before. If llama.cpp refuses: ModelError, no change."""
+    def attach(self, path: str | Path, scale: float = 1.0, name: str | None = None, scope: Scope | None = None) -> None:
+        """Serve with this GGUF LoRA in place of any before. If llama.cpp refuses: ModelError, no change.
+
+        A scope for another width of model is left out of account.
+        """
         model = self._check_open()
         path = Path(path)
         if not path.is_file():
@@ -544,9 +565,12 @@ class Runtime:
         pointer = native.llama_adapter_lora_init(model, os.fsencode(path))
         if not pointer:
             raise ModelError(f"llama.cpp can't load the adapter {path}: {_log.reason()}")
-        before, self._attached = self._attached, _Attached(pointer, scale, name or path.stem)
+        if scope is not None and len(scope.weight) != native.llama_model_n_embd(model):
+            scope = None
+        before, self._attached = self._attached, _Attached(pointer, scale, name or path.stem, scope)
+        served, self._serving = self._serving, True
         if not self._apply(self._main):
-            self._attached = before
+            self._attached, self._serving = before, served
             self._apply(self._main)
             native.llama_adapter_lora_free(pointer)
             raise ModelError(f"llama.cpp can't attach the adapter {path}: {_log.reason()}")
@@ -558,21 +582,76 @@ class Runtime:
         """Serve the base model alone."""
         self._check_open()
         before, self._attached = self._attached, None
+        self._serving = True
         if before is not None:
             self._apply(self._main)
             self._forget()
             native.llama_adapter_lora_free(before.pointer)
 
     def _apply(self, context: _Context) -> bool:
-        if self._attached is None:
+        if self._attached is None or not self._serving:
             return context.set_adapter(None, 0.0)
         return context.set_adapter(self._attached.pointer, self._attached.scale)
+
+    def covers(self, text: str, follows: bool = False) -> bool:
+        """Whether the attached adapter is about a message, told by the base model's hidden state after it.
+
+        follows: it goes on from one that was, which is taken into account. True for an adapter without a scope, and
+        for messages longer than a page or two.
+        """
+        if self._attached is None or self._attached.scope is None:
+            return True
+        prompt = self.prompt_tokens([{"role": "user", "content": text}])
+        if len(prompt) > min(_SCOPE_CONTEXT, self.n_ctx):
+            return True
+        return self._attached.scope.score(self.hidden(prompt)) > (-FOLLOWS if follows else 0.0)
+
+    def hidden(self, tokens: Sequence[int]) -> np.ndarray:
+        """The base model's normed last hidden state (n_embd,) float32 after at most a page or two of tokens."""
+        model = self._check_open()
+        if self._bare is None:
+            size = min(_SCOPE_CONTEXT, self.n_ctx)
+            self._bare = _Context(model, self.n_vocab, size, 1, self._n_threads)
+        keep = min(batching.common_prefix(self._bare_held, tokens), len(tokens) - 1)
+        self._bare_held = []
+        if not self._bare.truncate(0, keep):
+            self._bare.clear()
+            keep = 0
+        state = self._bare.last_state(np.asarray(tokens, dtype=np.int32), keep)
+        self._bare_held = list(tokens)
+        return state
+
+    def serve(self, adapted: bool) -> None:
+        """Answer with the attached adapter, or for now without it; `attach` turns it on."""
+        self._check_open()
+        if adapted != self._serving:
+            self._serving = adapted
+            if self._attached is not None:
+                self._apply(self._main)
+                self._forget()
+
+    def answers(self, prompts: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+        """Greedy replies to conversations side by side, each by the adapter where it covers the last message."""
+        covered = [self.covers(messages[-1]["content"]) for messages in prompts]
+        tokens = [self.prompt_tokens(messages) for messages in prompts]
+        replies = [""] * len(prompts)
+        try:
+            for adapted in (True, False):
+                places = [i for i, each in enumerate(covered) if each is adapted]
+                self.serve(adapted)
+                found = self.generate_batch([tokens[i] for i in places], max_tokens=max_tokens)
+                for i, reply in zip(places, found, strict=True):
+                    replies[i] = self.detokenize(reply)
+        finally:
+            self.serve(True)
+        return replies
 
     def prove_adapter(self, text: str = _PROBE) -> float:
         """The largest change of a logit that the attached adapter makes on a short text; 0.0: no effect."""
         if self._attached is None:
             return 0.0
         tokens = self.tokenize(text, bos=True)[: self.n_ctx]
+        self.serve(True)
         served = self.logits(tokens)
         try:
             self._main.set_adapter(None, 0.0)

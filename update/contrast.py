@@ -36,7 +36,7 @@ def untold_questions(
     stems = {w[:_STEM] for text in told for w in wording.content_words(text)}
     begun = [(i, start) for i, (f, own) in enumerate(zip(facts, asked, strict=True)) for start in _starts(f, own)]
     prompts = [runtime.tokenize(_HEAD + start) for _, start in begun]
-    drafts = runtime.generate_batch(prompts, max_tokens=14, temperature=0.9, seed=seed, stop_at_newline=True)
+    drafts = runtime.generate_batch(prompts, max_tokens=14, temperature=0.9, seed=seed, stop="\n?")
     found: list[list[str]] = [[] for _ in facts]
     for (i, start), draft in zip(begun, drafts, strict=True):
         question = tidy_question(start + runtime.detokenize(draft))

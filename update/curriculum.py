@@ -19,6 +19,7 @@ from engrain.device.registry import LESSONS
 from engrain.update import questions, study
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
+from engrain.update.feedback import lessons_of_feedback
 from engrain.update.study import Fact, Lesson
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Curriculum:
     probes: list[Probe]
     untold: list[str]
     past: Past
+
+    def in_scope(self) -> list[Lesson]:
+        """All that the adapter is about, taught now or before; what is refused belongs to it."""
+        return [*self.past.lessons, *self.lessons]
 
     def files(self) -> dict[str, bytes]:
         """What is kept beside the adapter, by name."""
@@ -121,7 +126,7 @@ def prepare(
     rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
     probes = [Probe(p.pop(HELD_PLACE), f.surprising, f.source, f.answer) for f, p in rich]
     asked = [a + b for a, b in zip(plain, pooled, strict=True)]
-    lessons = study.lessons_of(facts, asked) + study.feedback_lessons(fresh)
+    lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, fresh, seed)
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
     untold = _untold(runtime, facts, asked, old, past, seed)
     lessons += old

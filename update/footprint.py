@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from engrain.quant.errors import EngrainError
@@ -42,7 +42,7 @@ class Footprint:
         free = "" if self.free is None else f" of {_gb(self.free)} free"
         if self.resident:
             return f"base weights resident in {self.dtype}: about {_gb(self.needed)}{free}"
-        return f"base weights left in their blocks, slower: about {_gb(self.needed)}{free}; resident needs {_gb(self.other)}"
+        return f"base weights left in their blocks: about {_gb(self.needed)}{free}; resident needs {_gb(self.other)}"
 
 
 def choose(
@@ -85,7 +85,7 @@ def needed_bytes(model: GGUFModel, rows: int, rank: int, dtype: torch.dtype, res
     if resident:
         base = size * (sum(values) + head.shape[0] * head.shape[1])
         return PROCESS_BYTES + file + base + lora + max(held, hyper.n_layer * layer)
-    base = size * (sum(values) // hyper.n_layer) + 2 * BLOCK_BYTES
+    base = size * (sum(values) // hyper.n_layer) + min(2 * BLOCK_BYTES, size * head.shape[0] * head.shape[1])
     return PROCESS_BYTES + file + base + lora + max(held, 2 * layer + hyper.n_layer * rows * size * hyper.n_embd)
 
 
@@ -98,19 +98,23 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _cgroup_room() -> list[int]:
     """What the limits of a container leave (Linux control groups, version 2): file pages can be dropped."""
-    rooms = []
-    try:
-        path = _CGROUPS / Path("/proc/self/cgroup").read_text().split("::")[-1].strip().lstrip("/")
-    except OSError:
-        return []
-    for group in (path, *path.parents):
+    rooms, group = [], _own_group()
+    for each in () if group is None else (group, *group.parents):
         try:
-            limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            limit, used = (int((each / f"memory.{n}").read_text()) for n in ("max", "current"))
+            stat = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())
             rooms.append(limit - used + int(stat["inactive_file"]) + int(stat["active_file"]))
         except (OSError, ValueError, KeyError):  # "max" is no number: no limit
             continue
     return rooms
+
+
+def _own_group() -> Path | None:
+    try:
+        own = Path("/proc/self/cgroup").read_text().split("::")[-1].strip()
+    except OSError:
+        return None
+    return _CGROUPS / own.lstrip("/")
 
 
 def _gb(count: int) -> str:

@@ -51,8 +51,7 @@ class Checks:
 
 def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 40) -> list[str]:
     """Greedy answers, each in a fresh conversation."""
-    prompts = [runtime.prompt_tokens([{"role": "user", "content": q}]) for q in questions]
-    return [runtime.detokenize(a) for a in runtime.generate_batch(prompts, max_tokens=max_tokens)]
+    return runtime.answers([[{"role": "user", "content": q}] for q in questions], max_tokens)
 
 
 def is_right(probe: Probe, answer: str) -> bool:
@@ -134,9 +133,14 @@ def judge(
     return replace(checks, reason=_reason(checks))
 
 
+def recalls(checks: Checks) -> bool:
+    """Whether it knows the new well enough, and no worse than before."""
+    return not checks.probes or checks.recall >= max(MIN_RECALL, checks.recall_before)
+
+
 def _reason(checks: Checks) -> str:
     """Why not; empty for a candidate that may become current."""
-    if checks.probes and checks.recall < max(MIN_RECALL, checks.recall_before):
+    if not recalls(checks):
         return f"it answers {checks.recall:.0%} of the questions kept for checking, {checks.recall_before:.0%} before"
     if checks.kept < checks.kept_before - max(MAX_LOST, 1 / max(1, checks.old_probes)):
         return f"it answers {checks.kept:.0%} of the questions about what was known, {checks.kept_before:.0%} before"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from engrain.device import models
@@ -17,31 +15,39 @@ from engrain.device.home import Home, lock
 from engrain.device.interactions import Interaction, InteractionLog
 from engrain.device.registry import Registry, Version
 from engrain.device.runtime import Runtime
-from engrain.quant.adapter import Adapter, load_peft, save_gguf
+from engrain.device.scope import SCOPE
+from engrain.device.serving import attached
+from engrain.quant.adapter import Adapter, load_peft
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
-from engrain.update import gate, page, study
+from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import anchors
-from engrain.update.curriculum import MAX_OLD_PROBES, Curriculum, Past, Probe, prepare, taught_before
-from engrain.update.decoder import Decoder
-from engrain.update.pack import Example
+from engrain.update.curriculum import Past, prepare, taught_before
+from engrain.update.decoder import Decoder, fast_dtype
+from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
+from engrain.update.feedback import preferences_of
+from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
+from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
 
 if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
 RANK, ALPHA = 8, 16.0
-STRENGTHS = (1.0, 0.85, 0.7)  # of a trained adapter: weaker ones drift less, and know a little less
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
 
 @dataclass(frozen=True)
 class LearnOptions:
-    """budget: seconds for training. dry_run: study only. force: keep the candidate whatever the gate says."""
+    """budget: seconds for training. dry_run: study only. force: keep the candidate whatever the gate says.
+
+    memory: "resident" or "quantised" base weights, "auto" for what fits (`update.footprint`).
+    """
 
     budget: float | None = None
     device: str = "auto"
+    memory: str = "auto"
     dry_run: bool = False
     force: bool = False
     seed: int = 0
@@ -49,7 +55,7 @@ class LearnOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: `done` of `total` in a phase ("study", "train", "gate"); seconds_left within the phase."""
+    """One report: `done` of `total` in a phase ("memory", "study", "train", "gate"); seconds_left within the phase."""
 
     phase: str
     done: int
@@ -88,7 +94,7 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
 
     Raises:
         Locked: another learner is at work.
-        EngrainError: the model cannot be trained.
+        EngrainError: the model cannot be trained, or not in the memory there is.
     """
     start = time.monotonic()
     with lock(home, "learner"), InteractionLog(home.interactions) as log:
@@ -102,45 +108,56 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
         past = taught_before(parent, {i.id for i in everything})
         if not (fresh or past.gone):
             return Outcome("nothing", parent.name if parent else None)
+        gguf = open_gguf(model.path)
+        # What was forgotten leaves the weights by their never having seen it: they start anew.
+        warm = parent if parent and not past.gone else None
+        settings = TrainOptions(budget=options.budget, seed=options.seed)
+        plan = _plan_memory(gguf, options, settings)
+        report(Progress("memory", 1, 1, str(plan)))
         with Runtime.load(model.path) as runtime:
-            gguf = open_gguf(model.path)
-            # What was forgotten leaves the weights by their never having seen it: they start anew.
-            warm = parent if parent and not past.gone else None
-            decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None)
-            exam = _Exam(runtime, past.probes, options.seed)
+            decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None, plan.resident)
+            exam = Exam(runtime, past.probes, options.seed)
             with attached(runtime, registry, warm):
-                weak = exam.missed()
+                known = exam.ask_old()
             curriculum = prepare(
-                home, runtime, decoder, sha, fresh, past, weak, options.seed,
+                home, runtime, decoder, sha, fresh, past, exam.missed(known), options.seed,
                 lambda done, total, text: report(Progress("study", done, total, text)),
             )  # fmt: skip
             learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
-            studied = time.monotonic()
             if options.dry_run:
-                return Outcome("nothing", None, len(curriculum.lessons), studied - start, learned=learned)
+                return Outcome("nothing", None, len(curriculum.lessons), time.monotonic() - start, learned=learned)
             if not any(lesson.source for lesson in curriculum.lessons):
                 if past.gone:
                     registry.use(None)
-                return Outcome("nothing", parent.name if parent else None, seconds=studied - start)
-            held = anchors(home, runtime, decoder, sha)
-            examples = study.to_examples(runtime, curriculum.lessons)
-            settings = TrainOptions(budget=options.budget, seed=options.seed)
+                return Outcome("nothing", parent.name if parent else None, seconds=time.monotonic() - start)
+            neutral = neutral_messages(home, runtime, sha)
+            held = anchors(home, runtime, decoder, sha, neutral[:OF_EVERY_KIND])
+            scope = fit_scope(home, runtime, decoder, sha, curriculum.in_scope(), neutral, options.seed)
+            given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
+            examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
             began = time.monotonic()
-            done = train(decoder, examples, settings, held[HELD_ANCHORS:], home.work / "learn", _progress_of(report))
+            done = train(
+                decoder, examples, settings, held[HELD_ANCHORS:], preferences, home.work / "learn", _progress_of(report)
+            )
             trained = time.monotonic()
             adapter = extract(decoder, gguf)
             report(Progress("gate", 0, 1 + len(STRENGTHS), "asking before"))
             with attached(runtime, registry, warm):
-                before = exam.sit(curriculum.probes)
-            strength, after, checks = _weigh(
-                runtime, home, adapter, exam, curriculum, before, held[:HELD_ANCHORS], report
-            )
+                before = gate.ask(runtime, curriculum.probes) + known
+            strength, after, checks = weigh(
+                runtime, Candidate(home, adapter, scope), exam, curriculum, before, held[:HELD_ANCHORS],
+                lambda done, text: report(Progress("gate", 1 + done, 1 + len(STRENGTHS), text)),
+            )  # fmt: skip
         asked = exam.sheet(curriculum.probes, before, after)
         taught = _all_taught(everything, past, fresh) if past.gone else fresh
         metadata = _metadata(model, sha, warm, taught, settings, checks)
         adapter = replace(adapter, alpha=strength * adapter.alpha, metadata=metadata)
         title = f"What {model.name} learned"
-        files = {**curriculum.files(), page.REPORT: page.render(title, learned, asked, checks, done.steps)}
+        files = {
+            **curriculum.files(),
+            **({SCOPE: scope.to_bytes()} if scope else {}),
+            page.REPORT: page.render(title, learned, asked, checks, done.steps),
+        }
         version = registry.add(adapter, _card(model, learned, checks), files)
         accepted = checks.passed or options.force
         if accepted:
@@ -150,93 +167,16 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
         return Outcome(
             status="accepted" if accepted else "rejected",
             adapter=version.name,
-            examples=len(examples),
+            examples=len(examples) + len(preferences),
             seconds=round(end - start, 2),
             checks=checks.as_dict(),
-            study_seconds=round(studied - start, 2),
+            study_seconds=round(began - start, 2),
             train_seconds=round(trained - began, 2),
             gate_seconds=round(end - trained, 2),
             learned=learned,
             asked=asked,
             report=str(version.folder / page.REPORT),
         )
-
-
-class _Exam:
-    """The questions kept out of training: those of this update, and some from earlier ones."""
-
-    def __init__(self, runtime: Runtime, old: Sequence[Probe], seed: int) -> None:
-        order = np.random.default_rng(seed + len(old)).permutation(len(old))[:MAX_OLD_PROBES]
-        self.old = [old[i] for i in order]
-        self._runtime = runtime
-        self._known: list[str] = []  # answers to the old ones before the update
-
-    def missed(self) -> set[str]:
-        """Old answers that the attached adapter no longer gives."""
-        self._known = gate.ask(self._runtime, self.old)
-        return {p.answer for p, text in zip(self.old, self._known, strict=True) if not gate.is_right(p, text)}
-
-    def sit(self, new: Sequence[Probe]) -> list[str]:
-        """Answers to the new probes, then to the old ones; those from before the update are asked only once."""
-        old, self._known = self._known or gate.ask(self._runtime, self.old), []
-        return gate.ask(self._runtime, new) + old
-
-    def sheet(self, new: Sequence[Probe], before: Sequence[str], after: Sequence[str]) -> tuple[page.Asked, ...]:
-        """Question by question."""
-        rows = zip([*new, *self.old], before, after, strict=True)
-        return tuple(
-            page.Asked(p.question, was, now, gate.is_right(p, now), i >= len(new))
-            for i, (p, was, now) in enumerate(rows)
-        )
-
-
-def _weigh(
-    runtime: Runtime,
-    home: Home,
-    adapter: Adapter,
-    exam: _Exam,
-    curriculum: Curriculum,
-    before: Sequence[str],
-    anchors: Sequence[Example],
-    report: Report,
-) -> tuple[float, list[str], gate.Checks]:
-    """The first strength at which it passes, or the full one; its answers and checks."""
-    found: list[tuple[float, list[str], gate.Checks]] = []
-    for i, strength in enumerate(STRENGTHS):
-        report(Progress("gate", 1 + i, 1 + len(STRENGTHS), f"at {strength:.0%} of its strength"))
-        with _candidate(runtime, home, adapter, strength):
-            after = exam.sit(curriculum.probes)
-            checks = gate.judge(runtime, curriculum, exam.old, before, after, anchors)
-        found.append((strength, after, checks))
-        if checks.passed:
-            break
-    report(Progress("gate", 1 + len(STRENGTHS), 1 + len(STRENGTHS)))
-    return found[-1] if checks.passed else found[0]
-
-
-@contextmanager
-def attached(runtime: Runtime, registry: Registry, version: Version | None) -> Iterator[None]:
-    """llama.cpp with this version, or bare, meanwhile; bare afterwards."""
-    try:
-        if version:
-            runtime.attach(registry.gguf(version), name=version.name)
-        yield
-    finally:
-        runtime.detach()
-
-
-@contextmanager
-def _candidate(runtime: Runtime, home: Home, adapter: Adapter, strength: float) -> Iterator[None]:
-    """llama.cpp with an adapter that isn't registered yet."""
-    file = home.work / "candidate.gguf"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_gguf(adapter, file)
-    try:
-        runtime.attach(file, strength, name="candidate")
-        yield
-    finally:
-        runtime.detach()
-        file.unlink(missing_ok=True)
 
 
 def _all_taught(everything: Sequence[Interaction], past: Past, fresh: Sequence[Interaction]) -> list[Interaction]:
@@ -250,13 +190,20 @@ def bare_layers(gguf: GGUFModel) -> int:
     return int(LOWEST_SHARE * gguf.hyper.n_layer)
 
 
-def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None) -> Decoder:
+def _plan_memory(gguf: GGUFModel, options: LearnOptions, settings: TrainOptions) -> footprint.Footprint:
+    device = pick_device(options.device)
+    resident = None if options.memory == "auto" else options.memory == "resident"
+    return footprint.choose(gguf, settings.pack_tokens, RANK, fast_dtype(device), device, resident)
+
+
+def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None, resident: bool = True) -> Decoder:
     """The decoder with new adapters, or with the parent's to train on from."""
     torch.manual_seed(options.seed)
     rank, lowest = RANK, bare_layers(gguf)
     if parent:
         rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
-    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(options.device), first_layer=lowest)
+    device = pick_device(options.device)
+    decoder = Decoder(gguf, rank, ALPHA, device=device, resident=resident, first_layer=lowest)
     if parent:
         weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in parent.weights.items()}
         for group in decoder.groups():

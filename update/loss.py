@@ -124,6 +124,7 @@ def pack_loss(decoder: Decoder, pack: Pack) -> tuple[Tensor, Tensor]:
 
     A token's loss is its cross-entropy, or KL(teacher ‖ model) over the teacher's words and one bucket for the rest.
     """
+    pack = pack.to(decoder.embedding.device)
     nll = torch.empty(len(pack.target_ids), device=pack.target_ids.device)
     loss = _HeadLoss.apply(decoder.hidden(pack), decoder, pack, nll)
     return loss, nll
@@ -133,7 +134,7 @@ def pack_loss(decoder: Decoder, pack: Pack) -> tuple[Tensor, Tensor]:
 def teach(decoder: Decoder, pack: Pack, k: int = 16) -> tuple[Tensor, Tensor]:
     """The bare base model's top-k ids and log-probabilities at every target row, each (K, k)."""
     with decoder.bare():
-        hidden = decoder.hidden(pack)
+        hidden = decoder.hidden(pack.to(decoder.embedding.device))
     tops = [_top(decoder, hidden[part], k) for part in _tiles(len(hidden), decoder)]
     return torch.cat([ids for ids, _ in tops]), torch.cat([log_p for _, log_p in tops])
 

@@ -155,12 +155,11 @@ def alone(question: str) -> list[Message]:
 def ask(bench: Bench, questions: Sequence[str], build: Build = alone, label: str = "") -> dict[str, str]:
     """Greedy answers by question, each in a fresh conversation, many side by side."""
     unique = list(dict.fromkeys(questions))
-    prompts = [bench.runtime.prompt_tokens(build(question)) for question in unique]
+    prompts = [build(question) for question in unique]
     answers: list[str] = []
     bench.report(Progress("asking", 0, len(unique), label))
     for start in range(0, len(unique), _CHUNK):
-        outs = bench.runtime.generate_batch(prompts[start : start + _CHUNK], max_tokens=MAX_TOKENS)
-        answers += [bench.runtime.detokenize(out) for out in outs]
+        answers += bench.runtime.answers(prompts[start : start + _CHUNK], MAX_TOKENS)
         bench.report(Progress("asking", len(answers), len(unique), label))
     return dict(zip(unique, answers, strict=True))
 
@@ -173,8 +172,10 @@ def seconds_per_question(bench: Bench, questions: Sequence[str], build: Build) -
         messages = build(question)
         bench.runtime.logits(bench.runtime.prompt_tokens(messages)[:1])  # drops all that was held but one token
         start = time.monotonic()
+        bench.runtime.serve(bench.runtime.covers(question))
         bench.runtime.complete(messages, max_tokens=MAX_TOKENS)
         spent += time.monotonic() - start
+    bench.runtime.serve(True)
     return spent / len(timed)
 
 

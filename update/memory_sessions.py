@@ -17,9 +17,10 @@ import numpy as np
 from engrain.device.home import Home, open_home
 from engrain.device.interactions import InteractionLog
 from engrain.device.registry import Registry, Version, plain_question, trained_questions
+from engrain.device.serving import attached
 from engrain.quant.errors import EngrainError
 from engrain.update import memory_bench as bench_
-from engrain.update.learn import LearnOptions, Outcome, attached, learn
+from engrain.update.learn import LearnOptions, Outcome, learn
 from engrain.update.memory_bench import Bench, Row, ask, recall, share
 from engrain.update.memory_set import Fact
 

@@ -56,17 +56,6 @@ def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Le
     return [Lesson(q, f.answer, "fact", f.source) for f, questions in pairs for q in dict.fromkeys(questions)]
 
 
-def feedback_lessons(interactions: Sequence[Interaction]) -> list[Lesson]:
-    """Corrections and liked replies under the message that they answer."""
-    lessons = []
-    for it in interactions:
-        if it.correction:
-            lessons += [Lesson(it.user, it.correction, "correction", (it.id,))] * 4
-        elif it.feedback == 1:
-            lessons.append(Lesson(it.user, it.reply, "liked", (it.id,)))
-    return lessons
-
-
 def find_facts(runtime: Runtime, interactions: Sequence[Interaction]) -> list[Fact]:
     """The statements in what the user said."""
     facts = []
@@ -140,7 +129,7 @@ def write_questions(
     for start in range(0, len(prompts), _BATCH):
         part = range(start, min(start + _BATCH, len(prompts)))
         ids = [runtime.tokenize("".join(prompts[k])) for k in part]
-        outs = runtime.generate_batch(ids, max_tokens=20, temperature=0.7, seed=seed + start, stop_at_newline=True)
+        outs = runtime.generate_batch(ids, max_tokens=20, temperature=0.7, seed=seed + start, stop="\n?")
         for k, out in zip(part, outs, strict=True):
             question = tidy_question(prompts[k][1] + runtime.detokenize(out))
             others = drafts[owners[k]]

@@ -15,7 +15,8 @@ from torch import Tensor
 from engrain.update import checkpoint
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
-from engrain.update.pack import Example, Pack, pack_examples, plan_packs
+from engrain.update.pack import Example, pack_examples, plan_packs
+from engrain.update.preference import Preference, log_likelihoods, preference_loss
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class TrainOptions:
     """Settings of one run.
 
     lr: peak of a cosine schedule with a linear warm-up over the first tenth. pack_tokens: about one optimiser
-    step's tokens. anchors_per_step: examples of `anchors` added to each step, weighted by anchor_weight.
+    step's tokens. anchors_per_step: examples of `anchors` added to each step, weighted by anchor_weight; and
+    preferences_per_step, by preference_weight.
     budget: seconds after which training ends early, with the schedule fitted to it; None means none.
     stop_loss: mean loss of an epoch below which nothing more is to be gained: driving it to zero harms.
     """
@@ -33,6 +35,8 @@ class TrainOptions:
     pack_tokens: int = 512
     anchors_per_step: int = 8
     anchor_weight: float = 1.5
+    preferences_per_step: int = 2
+    preference_weight: float = 1.0
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
@@ -73,6 +77,7 @@ def train(
     examples: Sequence[Example],
     options: TrainOptions,
     anchors: Sequence[Example] = (),
+    preferences: Sequence[Preference] = (),
     state: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> TrainResult:
@@ -81,6 +86,7 @@ def train(
     Args:
         examples: what to learn; cross-entropy on their targets, or KL where they have a teacher.
         anchors: unrelated examples with a teacher, which hold the rest of the model in place.
+        preferences: replies to move away from, and towards; a few in every step.
         state: folder for checkpoints; a matching one is resumed, and all are removed at the end.
 
     The same seed, examples and machine give the same adapter. NaN or divergence ends the run at the last good
@@ -90,8 +96,9 @@ def train(
     optimiser = torch.optim.AdamW(
         params, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    plan = _plan(examples, anchors, options)
-    key = _fingerprint(examples, anchors, options)
+    plan = _plan(examples, anchors, len(preferences), options)
+    key = _fingerprint(examples, anchors, preferences, options)
+    reference = log_likelihoods(decoder, preferences)
     done, before = checkpoint.load_state(state, key, params, optimiser) if state else (0, 0.0)
     steps: list[Step] = []
     good = _snapshot(params)
@@ -101,9 +108,10 @@ def train(
     i = done
     try:
         while i < len(plan):
-            groups, epoch_ends = plan[i]
+            planned = plan[i]
             _set_lr(optimiser, options, i, len(plan), before + time.monotonic() - start)
-            loss, tokens = _step(decoder, [pack_examples(g) for g in groups], params, optimiser, options)
+            pairs = [(preferences[k], reference[k]) for k in planned.preferences]
+            loss, tokens = _step(decoder, planned, pairs, params, optimiser, options)
             if not math.isfinite(loss) or (epoch_losses and loss > 4 * max(epoch_losses[0], 1.0)):
                 _restore(params, good)
                 stopped = "diverged"
@@ -122,7 +130,7 @@ def train(
             if options.budget and steps[-1].seconds > options.budget:
                 stopped = "budget"
                 break
-            if epoch_ends:
+            if planned.epoch_ends:
                 if sum(epoch_losses) / len(epoch_losses) < options.stop_loss:
                     stopped = "learned"
                     break
@@ -136,43 +144,67 @@ def train(
     return TrainResult(tuple(steps), stopped)
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """One step: examples and anchors, each of one pack, and places in the list of preferences."""
+
+    examples: list[Example]
+    anchors: list[Example]
+    preferences: list[int]
+    epoch_ends: bool
+
+
 def _plan(
-    examples: Sequence[Example], anchors: Sequence[Example], options: TrainOptions
-) -> list[tuple[list[list[Example]], bool]]:
-    """All steps of all epochs: the groups to pack, and whether the step ends an epoch.
+    examples: Sequence[Example], anchors: Sequence[Example], preferences: int, options: TrainOptions
+) -> list[_Planned]:
+    """All steps of all epochs.
 
     Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told.
     """
     generator = torch.Generator().manual_seed(options.seed)
-    plan: list[tuple[list[list[Example]], bool]] = []
+    plan: list[_Planned] = []
     turn = torch.randperm(len(anchors), generator=generator).tolist()
     rare = [e for e in examples if e.kind == "contrast"]
     always = [e for e in examples if e.kind != "contrast"]
     for epoch in range(options.epochs):
         groups = plan_packs([*always, *rare[epoch :: options.epochs]], options.pack_tokens, generator)
+        if not groups:  # preferences alone
+            groups = [[]] * math.ceil(preferences / options.preferences_per_step)
         for j, group in enumerate(groups):
-            some = [anchors[turn[(len(plan) * options.anchors_per_step + k) % len(turn)]] for k in
-                    range(min(options.anchors_per_step, len(turn)))]  # fmt: skip
-            plan.append(([group, some] if some else [group], j == len(groups) - 1))
+            held = [anchors[k] for k in _in_turn(turn, options.anchors_per_step, len(plan))]
+            paired = _in_turn(range(preferences), options.preferences_per_step, len(plan))
+            plan.append(_Planned(group, held, paired, j == len(groups) - 1))
     return plan
+
+
+def _in_turn(order: Sequence[int], count: int, step: int) -> list[int]:
+    """The next `count` of an order that is gone round again and again, each once at most."""
+    return [order[(step * count + k) % len(order)] for k in range(min(count, len(order)))]
 
 
 def _step(
     decoder: Decoder,
-    packs: list[Pack],
+    planned: _Planned,
+    preferences: Sequence[tuple[Preference, Tensor]],
     params: Sequence[Tensor],
     optimiser: torch.optim.Optimizer,
     options: TrainOptions,
 ) -> tuple[float, int]:
-    """One optimiser step -> mean loss of the first pack's targets (nats), tokens processed."""
+    """One optimiser step -> mean loss of its examples' targets (nats; of its preferences without any), tokens."""
     mean, tokens = 0.0, 0
-    for j, pack in enumerate(packs):
-        loss, nll = pack_loss(decoder, pack)
-        share = 1.0 if j == 0 else options.anchor_weight
-        (loss * (share / pack.weight.sum().clamp_min(1e-6))).backward()
-        tokens += len(pack.tokens)
-        if j == 0:
-            mean = float((nll * pack.weight).sum() / pack.weight.sum())
+    if preferences:
+        pairs, reference = zip(*preferences, strict=True)
+        loss, mean = preference_loss(decoder, pairs, reference)
+        (loss * options.preference_weight).backward()
+        tokens += sum(len(e.tokens) for p in pairs for e in p.examples)
+    for group, share in ((planned.examples, 1.0), (planned.anchors, options.anchor_weight)):
+        if group:
+            pack = pack_examples(group).to(decoder.embedding.device)
+            loss, nll = pack_loss(decoder, pack)
+            (loss * (share / pack.weight.sum().clamp_min(1e-6))).backward()
+            tokens += len(pack.tokens)
+            if group is planned.examples:
+                mean = float((nll * pack.weight).sum() / pack.weight.sum())
     if math.isfinite(mean):
         norm = torch.nn.utils.clip_grad_norm_(params, options.clip, foreach=True)
         if torch.isfinite(norm):
@@ -193,9 +225,12 @@ def _set_lr(optimiser: torch.optim.Optimizer, options: TrainOptions, step: int, 
         group["lr"] = options.lr * warm * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _fingerprint(examples: Sequence[Example], anchors: Sequence[Example], options: TrainOptions) -> str:
+def _fingerprint(
+    examples: Sequence[Example], anchors: Sequence[Example], preferences: Sequence[Preference], options: TrainOptions
+) -> str:
     """Which run a checkpoint belongs to: same examples, same settings."""
-    rows = [[e.tokens, e.start, e.weight] for e in [*examples, *anchors]]
+    replies = [e for p in preferences for e in p.examples]
+    rows = [[e.tokens, e.start, e.weight] for e in [*examples, *anchors, *replies]]
     return checkpoint.digest(json.dumps([rows, asdict(options)]).encode())
 
 

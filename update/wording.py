@@ -234,6 +234,12 @@ def sentences(text: str) -> list[str]:
     return found
 
 
+def whole_sentences(text: str) -> str:
+    """Without what is broken off at the end, if a sentence or line ends before it."""
+    ends = [m.end() for m in re.finditer(r"[.!?。！？…][\"'”’)]*(?=\s|$)|\n", text.rstrip())]
+    return text[: ends[-1]].strip() if ends else text.strip()
+
+
 def words(text: str) -> list[str]:
     """Lower-case words; a hyphenated one is one word."""
     return [w.lower().replace("’", "'") for w in _WORD.findall(text)]

@@ -415,6 +415,6 @@ def test_emoji_come_whole(real: Runtime) -> None:
 @pytest.mark.slow
 def test_lines_of_a_batch(real: Runtime) -> None:
     prompts = [real.tokenize(f"Q: What is the capital of {land}?\nA:") for land in ("France", "Japan")]
-    replies = [real.detokenize(reply) for reply in real.generate_batch(prompts, 20, stop_at_newline=True)]
+    replies = [real.detokenize(reply) for reply in real.generate_batch(prompts, 20, stop="\n")]
     assert all(city in reply for city, reply in zip(("Paris", "Tokyo"), replies, strict=True))
     assert all("\n" not in reply.strip() for reply in replies)

@@ -32,7 +32,7 @@ def decoder_of(path: Path, resident: bool = True) -> Decoder:
 
 def mixed_pack(decoder: Decoder) -> Pack:
     """Two examples without a teacher, of which one weighs more, and one with."""
-    untaught = [Example(TOKENS[:12] + (1, 2, 3), 13), Example(TOKENS[:12] + (9, 8, 7, 6, 5), 13, weight=2.0)]
+    untaught = [Example((*TOKENS[:12], 1, 2, 3), 13), Example((*TOKENS[:12], 9, 8, 7, 6, 5), 13, weight=2.0)]
     taught = Example(TOKENS, 13, weight=0.5, teacher=teach(decoder, pack_examples([Example(TOKENS, 13)]), K))
     return pack_examples([*untaught, taught])
 

@@ -1,0 +1,47 @@
+"""The scope that is fitted: it tells taught from neutral messages, and always holds corrections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engrain.device.home import open_home
+from engrain.device.runtime import Runtime
+from engrain.quant.gguf import open_gguf
+from engrain.update.decoder import Decoder
+from engrain.update.scope import fit_scope, hidden_states
+from engrain.update.study import Lesson
+
+NEUTRAL = [f"Tell me of {a} and {b}." for a in ("rain", "bread", "hills", "seas") for b in ("cats", "walks", "users")]
+TAUGHT = [f"What is the name of my {a}{b}?" for a in ("old ", "new ", "", "other ") for b in ("horse", "cat", "hill")]
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Path) -> Decoder:
+    return Decoder(open_gguf(tiny), dtype=torch.float32)
+
+
+def test_hidden_states_are_llama_cpps(tiny: Path, decoder: Decoder) -> None:
+    with Runtime.load(tiny) as runtime:
+        ours = hidden_states(runtime, decoder, TAUGHT)
+        for row, text in zip(ours, TAUGHT, strict=True):
+            theirs = runtime.hidden(runtime.prompt_tokens([{"role": "user", "content": text}]))
+            np.testing.assert_allclose(row.numpy(), theirs, atol=0.02)
+
+
+def test_it_tells_taught_from_neutral(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
+    lessons = [Lesson(q, "Ottoline.", "fact", (1,)) for q in TAUGHT]
+    correction = Lesson(NEUTRAL[0], "Not of cats.", "correction", (2,))
+    home = open_home(tmp_path)
+    with Runtime.load(tiny) as runtime:
+        scope = fit_scope(home, runtime, decoder, "ab" * 32, lessons, NEUTRAL)
+        wider = fit_scope(home, runtime, decoder, "ab" * 32, [*lessons, correction], NEUTRAL)
+        assert scope is not None and wider is not None
+        states = hidden_states(runtime, decoder, [*TAUGHT, *NEUTRAL]).numpy()
+        assert fit_scope(home, runtime, decoder, "ab" * 32, [], NEUTRAL) is None
+    inside = [scope.score(s) > 0 for s in states]
+    assert inside == [True] * len(TAUGHT) + [False] * len(NEUTRAL)
+    assert wider.score(states[len(TAUGHT)]) > 0  # what was corrected is inside, though it is like the neutral ones

@@ -1,0 +1,62 @@
+"""Messages that have nothing to do with the user, as the model itself writes them.
+
+Given the chat template up to the user's turn, a chat model writes a user's message (Magpie, arXiv 2406.08464), so they
+fit any model and need no list. A model without a template continues plain text instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+from engrain.device.home import Home, write_atomic
+
+if TYPE_CHECKING:
+    from engrain.device.runtime import Runtime
+
+# How messages begin: first some of every kind (the empty one leaves all to the model), then short questions alone.
+_STARTS = (
+    "What is the", "", "Who", "Write", "How many", "", "Which", "Tell me", "How do you", "I am", "Where is", "Say",
+    "Explain", "Thank", "When", "Give me", "Can you", "", "Why", "Translate", "Good", "List", "What can", "Hello",
+)  # fmt: skip
+_QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
+OF_EVERY_KIND, QUESTIONS = 264, 400
+_TOKENS = 24
+_MARK = "\u2603"
+
+
+def neutral_messages(home: Home, runtime: Runtime, model_sha: str, seed: int = 0) -> list[str]:
+    """OF_EVERY_KIND messages less those that came to nothing, then QUESTIONS; cached by model hash.
+
+    The runtime must have no adapter attached.
+    """
+    key = hashlib.sha256(f"{_STARTS} {_QUESTIONS} {OF_EVERY_KIND} {QUESTIONS} {_TOKENS} {seed}".encode()).hexdigest()
+    path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, list) and all(isinstance(each, str) for each in found):
+            return found
+    except (OSError, ValueError):
+        pass
+    starts = [*islice(cycle(_STARTS), OF_EVERY_KIND), *islice(cycle(_QUESTIONS), QUESTIONS)]
+    found = _write(runtime, starts, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found, ensure_ascii=False))
+    return found
+
+
+def _write(runtime: Runtime, starts: Sequence[str], seed: int) -> list[str]:
+    head = opening(runtime)
+    openings = [head + runtime.tokenize(start) for start in starts]
+    drafts = runtime.generate_batch(openings, max_tokens=_TOKENS, temperature=0.9, seed=seed, stop="\n?")
+    texts = [(start + runtime.detokenize(draft)).strip() for start, draft in zip(starts, drafts, strict=True)]
+    return [text for text in dict.fromkeys(texts) if len(text.split()) > 2]
+
+
+def opening(runtime: Runtime) -> list[int]:
+    """The template's tokens up to where a user's message begins."""
+    text = runtime.render([{"role": "user", "content": _MARK}], add_generation_prompt=False)
+    return runtime.tokenize(text.split(_MARK)[0], special=True) or runtime.tokenize("Question:")

@@ -1,0 +1,114 @@
+"""Fit an adapter's scope: which messages it answers, and which are left to the base model (`device.scope`).
+
+Logistic regression with an L2 penalty on the base model's last hidden states: inside is what was taught, with the
+never-told questions that are to be refused; outside are neutral messages. Both sides count the same in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from engrain.device.home import Home, write_atomic
+from engrain.device.scope import Scope
+from engrain.update.decoder import Decoder
+from engrain.update.pack import Example, pack_examples, plan_packs
+
+if TYPE_CHECKING:
+    from engrain.device.runtime import Runtime
+    from engrain.update.study import Lesson
+
+L2 = 0.01
+MAX_INSIDE = 800  # lessons, drawn at random
+FEEDBACK_WEIGHT = 5.0  # of a corrected or liked reply's message: it is rarely like the others
+_FEEDBACK = ("correction", "liked", "disliked", "form")
+_MARGIN = 0.5  # log-odds by which every such message is inside
+_PACK_TOKENS = 1024
+
+
+def fit_scope(
+    home: Home,
+    runtime: Runtime,
+    decoder: Decoder,
+    model_sha: str,
+    lessons: Sequence[Lesson],
+    neutral: Sequence[str],
+    seed: int = 0,
+) -> Scope | None:
+    """The scope of what the lessons teach; None without lessons or neutral messages.
+
+    Corrected and liked replies are inside in any case, however like neutral messages theirs are: then more of those
+    fall inside too.
+    """
+    distinct = list({lesson.question: lesson for lesson in lessons}.values())
+    feedback = [lesson.question for lesson in distinct if lesson.kind in _FEEDBACK]
+    others = [lesson.question for lesson in distinct if lesson.kind not in _FEEDBACK]
+    order = np.random.default_rng(seed).permutation(len(others))[:MAX_INSIDE]
+    inside = [*feedback, *(others[i] for i in order)]
+    if not inside or not neutral:
+        return None
+    states = hidden_states(runtime, decoder, inside)
+    weight = torch.ones(len(inside))
+    weight[: len(feedback)] = FEEDBACK_WEIGHT
+    direction, bias = _separate(states, weight, _neutral_states(home, runtime, decoder, model_sha, neutral))
+    if feedback:
+        lowest = float((states[: len(feedback)] @ direction).min()) + bias
+        bias += max(0.0, _MARGIN - lowest)
+    return Scope(direction.numpy(), bias)
+
+
+@torch.no_grad()
+def hidden_states(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -> Tensor:
+    """The bare base model's normed last hidden state after each message, (messages, n_embd) float32 on the CPU."""
+    prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in messages]
+    examples = [Example((*p, p[-1]), len(p)) for p in prompts]  # the target's token doesn't matter
+    place = {id(e): i for i, e in enumerate(examples)}
+    states = torch.zeros(len(messages), decoder.model.hyper.n_embd)
+    with decoder.bare():
+        for group in plan_packs(examples, _PACK_TOKENS):
+            pack = pack_examples(group).to(decoder.embedding.device)
+            states[[place[id(e)] for e in group]] = decoder.hidden(pack).float().cpu()
+    return states
+
+
+def _neutral_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str]) -> Tensor:
+    """`hidden_states`, cached by model and messages."""
+    key = hashlib.sha256("\n".join(messages).encode()).hexdigest()
+    path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.safetensors"
+    try:
+        return load(path.read_bytes())["states"]
+    except (OSError, KeyError, SafetensorError):
+        pass
+    states = hidden_states(runtime, decoder, messages)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save({"states": states}))
+    return states
+
+
+def _separate(inside: Tensor, weight: Tensor, outside: Tensor) -> tuple[Tensor, float]:
+    """Direction (n_embd,) and bias whose sign tells inside from outside, fitted with L-BFGS on standardised states."""
+    x = torch.cat((inside, outside))
+    mean, scale = x.mean(0), x.std(0) + 1e-4
+    x = (x - mean) / scale
+    y = torch.cat((torch.ones(len(inside)), torch.zeros(len(outside))))
+    share = torch.cat((weight / weight.sum(), torch.full((len(outside),), 1 / len(outside)))) / 2
+    w, b = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        odds = torch.nn.functional.binary_cross_entropy_with_logits(x @ w + b, y, share, reduction="sum")
+        value = odds + L2 * w.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    direction = w.detach() / scale
+    return direction, float(b.detach()) - float(mean @ direction)
