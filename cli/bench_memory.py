@@ -37,6 +37,7 @@ _COLUMNS = {
     "learn_seconds": "learn s",
     "perplexity": "perplexity",
     "kl": "KL",
+    "perplexity_on": "always on",
     "answer_words": "words",
     "status": "status",
 }

@@ -1,4 +1,4 @@
-"""What must not move: neutral messages with the base model's own distributions."""
+"""What must not move: neutral messages and plain text, with the base model's own distributions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from engrain.device.home import Home, write_atomic
 from engrain.update.decoder import Decoder
 from engrain.update.loss import teach
-from engrain.update.neutral import opening
+from engrain.update.neutral import TEXTS, neutral_texts, opening
 from engrain.update.pack import Example, pack_examples
 
 if TYPE_CHECKING:
@@ -26,20 +26,21 @@ ANSWER_TOKENS = 4
 def anchors(
     home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str], k: int = 16
 ) -> list[Example]:
-    """Messages and the base model's answers, taught by its top-k distributions; cached by model hash.
+    """Messages with the base model's answers, then plain texts, taught by its top-k distributions; cached.
 
     The runtime must have no adapter attached. The message is part of the target where the model could have written
     it, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin, and
     more messages for the same work hold more in place.
     """
-    key = hashlib.sha256("\n".join([str((k, ANSWER_TOKENS)), *messages]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([str((k, ANSWER_TOKENS, TEXTS)), *messages]).encode()).hexdigest()
     path = home.cache / "anchors" / f"{model_sha[:16]}-{key[:16]}.safetensors"
     try:
         return _unpack(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
     taught = []
-    for anchor in _answered(runtime, messages):
+    texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime)]
+    for anchor in [*_answered(runtime, messages), *texts]:
         ids, log_p = teach(decoder, pack_examples([anchor]), k)
         taught.append(replace(anchor, teacher=(ids.cpu(), log_p.cpu())))
     path.parent.mkdir(parents=True, exist_ok=True)

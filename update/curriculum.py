@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROBES = "probes.jsonl"
 REPLAY, REPLAY_WEAK = 4, 10  # questions of an old fact; of one that the current adapter no longer answers
-CONTRAST, CONTRAST_WEIGHT = 1 / 8, 1.5  # never-told questions for each lesson, and what each counts
+CONTRAST, CONTRAST_WEIGHT = 1 / 8, 2.0  # never-told questions for each lesson, and what each counts
 CONTRAST_TIMES = 4  # that many of them: training deals them out over its epochs
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
 HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best

@@ -113,9 +113,11 @@ class Layer(nn.Module):
         return self.out(attend(q, k, v, pack, mask, self.attn_scale, self.softcap).flatten(-2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        act = F.silu(gate) if self.arch.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return self.down(act * up)
+        both = self.gate_up(x)
+        if self.arch.activation == "silu":
+            return self.down(fused.gated_silu(both))
+        gate, up = both.chunk(2, dim=-1)
+        return self.down(F.gelu(gate, approximate="tanh") * up)
 
 
 class Decoder(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -64,6 +65,32 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: floa
     return _SoftmaxAttention.apply(q, k, v, mask, scale)
 
 
+class _GatedSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        grad = torch.empty_like(both)
+        d_gate, d_up = grad.chunk(2, dim=-1)
+        torch.mul(dy, F.silu(gate), out=d_up)
+        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=d_gate)
+        return grad
+
+
+def gated_silu(both: Tensor) -> Tensor:
+    """silu(gate) · up for both (T, 2n) = (gate, up), (T, n) (SwiGLU; Shazeer, arXiv 2002.05202).
+
+    Keeps only its input for backward.
+    """
+    return _GatedSilu.apply(both)
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, adjacent: bool) -> Tensor:
@@ -79,6 +106,10 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, adjacent: bool, sign: int) -> Tensor:
     n = 2 * cos.shape[-1]
+    if adjacent and n == x.shape[-1] and x.device.type != "mps":
+        # As complex numbers: a quarter of the time that steps of two through memory take.
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos.float(), sign * sin.float())).flatten(-2).to(x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if n < x.shape[-1]:
         out[..., n:] = x[..., n:]

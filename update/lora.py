@@ -7,7 +7,7 @@ stacked, so that one product does the work of three.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 class _LoraProduct(torch.autograd.Function):
     """x (T, in), lora_a (k·r, in), lora_b k × (out_i, r) -> (T, sum of out_i); no gradient for the base.
 
+    The B of a group stand in one block-diagonal matrix (sum of out_i, k·r): its zeros cost less than more products.
     `base` is called for the weight in forward and again in backward, so that a quantised base need not stay
     dequantised between the two.
     """
@@ -25,37 +26,39 @@ class _LoraProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, base: Callable[[], Tensor], scale: float, lora_a: Tensor, *lora_b: Tensor
     ) -> Tensor:
-        low_a = lora_a.to(x.dtype)
+        low_a, low_b = lora_a.to(x.dtype), _block_diagonal(lora_b, x.dtype)
         inner = x @ low_a.T
-        y = x @ base().T
-        rank = lora_a.shape[0] // len(lora_b)
-        row = 0
-        for i, b in enumerate(lora_b):
-            part = y[:, row : row + b.shape[0]]
-            part.addmm_(inner[:, i * rank : (i + 1) * rank], b.to(x.dtype).T, alpha=scale)
-            row += b.shape[0]
-        ctx.base, ctx.scale, ctx.needs_x = base, scale, ctx.needs_input_grad[0]
-        ctx.save_for_backward(x, inner, lora_a, *lora_b)
+        y = (x @ base().T).addmm_(inner, low_b.T, alpha=scale)
+        ctx.base, ctx.scale, ctx.dtype, ctx.outs = base, scale, lora_a.dtype, [len(b) for b in lora_b]
+        ctx.save_for_backward(x, inner, low_a, low_b)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, lora_a, *lora_b = ctx.saved_tensors
-        rank = lora_a.shape[0] // len(lora_b)
-        d_inner = torch.empty_like(inner)
-        grads_b, row = [], 0
-        for i, b in enumerate(lora_b):
-            part, cols = dy[:, row : row + b.shape[0]], slice(i * rank, (i + 1) * rank)
-            d_inner[:, cols] = part @ b.to(dy.dtype)
-            grads_b.append((part.T @ inner[:, cols]).to(b.dtype) * ctx.scale)
-            row += b.shape[0]
-        d_inner.mul_(ctx.scale)
-        grad_a = (d_inner.T @ x).to(lora_a.dtype)
-        dx = None
-        if ctx.needs_x:
-            dx = dy @ ctx.base()
-            dx.addmm_(d_inner, lora_a.to(dy.dtype))
-        return (dx, None, None, grad_a, *grads_b)
+        x, inner, low_a, low_b = ctx.saved_tensors
+        d_inner = (dy @ low_b).mul_(ctx.scale)
+        grad_b = (dy.T @ inner).to(ctx.dtype).mul_(ctx.scale)
+        grad_a = (d_inner.T @ x).to(ctx.dtype)
+        dx = (dy @ ctx.base()).addmm_(d_inner, low_a) if ctx.needs_input_grad[0] else None
+        return (dx, None, None, grad_a, *_blocks(grad_b, ctx.outs))
+
+
+def _block_diagonal(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """k matrices (out_i, r) -> (sum of out_i, k·r)."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
+    rank = parts[0].shape[1]
+    whole = torch.zeros(sum(map(len, parts)), len(parts) * rank, dtype=dtype, device=parts[0].device)
+    for block, part in zip(_blocks(whole, [len(p) for p in parts]), parts, strict=True):
+        block.copy_(part)
+    return whole
+
+
+def _blocks(whole: Tensor, outs: Sequence[int]) -> list[Tensor]:
+    """Views of the diagonal blocks (out_i, r) of (sum of out_i, k·r)."""
+    columns = whole.shape[1] // len(outs)
+    rows = whole.split(list(outs))
+    return [part[:, i * columns : (i + 1) * columns] for i, part in enumerate(rows)]
 
 
 class LoraGroup(nn.Module):

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from engrain.device import models
 from engrain.device.home import open_home
+from engrain.device.scope import Scope
 from engrain.quant.errors import EngrainError
 from engrain.update import gate, study
 from engrain.update.learn import Progress, Report
-from engrain.update.memory_drift import Window, drift, prompt_windows
+from engrain.update.memory_drift import Drift, Window, drift, prompt_windows
 from engrain.update.memory_set import Fact, MemorySet
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class Bench:
     @cached_property
     def base_perplexity(self) -> float | None:
         """Without an adapter; None without a text."""
-        return self.drift(None)[0] if self.text else None
+        return self.drift(None).perplexity if self.text else None
 
-    def drift(self, adapter: Path | None) -> tuple[float | None, float | None]:
+    def drift(self, adapter: Path | None, scope: Scope | None = None) -> Drift:
         """Perplexity on the text, None without one, and KL to the base in nats a token."""
         self.report(Progress("drift", 0, 1))
         windows = self.text or prompt_windows(self.runtime, [each.ask for each in self.memory.general])
-        measured = drift(self.runtime, windows, adapter)
+        measured = drift(self.runtime, windows, adapter, scope)
         self.report(Progress("drift", 1, 1))
         return measured
 
@@ -201,6 +202,8 @@ def measure(bench: Bench, way: str, build: Build = alone) -> Row:
         "train_seconds": 0.0,
         "perplexity": None,
         "kl": 0.0,
+        "perplexity_on": None,
+        "kl_on": 0.0,
         "status": None,
         "reason": None,
         "dropped": 0,
@@ -217,7 +220,7 @@ def context_way(bench: Bench, way: str) -> Row:
     said = [fact.said for fact in bench.memory.facts]
     build, dropped = builder(bench, way, said)
     row = measure(bench, way, build)
-    return {**row, "perplexity": bench.base_perplexity, "dropped": dropped}
+    return {**row, "perplexity": bench.base_perplexity, "perplexity_on": bench.base_perplexity, "dropped": dropped}
 
 
 def builder(bench: Bench, way: str, said: Sequence[str]) -> tuple[Build, int]:

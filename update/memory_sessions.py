@@ -17,11 +17,13 @@ import numpy as np
 from engrain.device.home import Home, open_home
 from engrain.device.interactions import InteractionLog
 from engrain.device.registry import Registry, Version, plain_question, trained_questions
+from engrain.device.scope import read_scope
 from engrain.device.serving import attached
 from engrain.quant.errors import EngrainError
 from engrain.update import memory_bench as bench_
 from engrain.update.learn import LearnOptions, Outcome, learn
 from engrain.update.memory_bench import Bench, Row, ask, recall, share
+from engrain.update.memory_drift import Drift
 from engrain.update.memory_set import Fact
 
 FORGET_EVERY = 5
@@ -67,14 +69,14 @@ def weights_way(bench: Bench, taught: Taught) -> Row:
     with served(bench, taught.home) as version:
         row = bench_.measure(bench, "weights")
     path = Registry(taught.home).gguf(version) if version else None
-    perplexity, kl = bench.drift(path) if path else (bench.base_perplexity, 0.0)
+    base = bench.base_perplexity
+    moved = bench.drift(path, read_scope(version.folder)) if version and path else Drift(base, 0.0, base, 0.0)
     trained = trained_questions(version.folder) if version else set()
     asked = [question for fact in bench.memory.facts for question in fact.ask]
     return {
         **row,
         **_costs(taught.outcome),
-        "perplexity": perplexity,
-        "kl": kl,
+        **asdict(moved),
         "trained_questions": sum(plain_question(question) in trained for question in asked),
     }
 

@@ -23,8 +23,8 @@ _STARTS = (
     "Explain", "Thank", "When", "Give me", "Can you", "", "Why", "Translate", "Good", "List", "What can", "Hello",
 )  # fmt: skip
 _QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
-OF_EVERY_KIND, QUESTIONS = 264, 400
-_TOKENS = 24
+OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 400, 48
+_TOKENS, _TEXT_TOKENS = 24, 32
 _MARK = "\u2603"
 
 
@@ -46,6 +46,13 @@ def neutral_messages(home: Home, runtime: Runtime, model_sha: str, seed: int = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, ensure_ascii=False))
     return found
+
+
+def neutral_texts(runtime: Runtime, seed: int = 0) -> list[list[int]]:
+    """TEXTS beginnings of plain text (token ids), as the model writes them when nothing stands before."""
+    start = runtime.tokenize("", bos=True) or runtime.tokenize("\n")
+    texts = runtime.generate_batch([start] * TEXTS, max_tokens=_TEXT_TOKENS, temperature=1.0, seed=seed)
+    return [start + text for text in texts if len(text) > 2]
 
 
 def _write(runtime: Runtime, starts: Sequence[str], seed: int) -> list[str]:

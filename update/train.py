@@ -31,10 +31,10 @@ class TrainOptions:
     """
 
     lr: float = 4e-3
-    epochs: int = 5
+    epochs: int = 4
     pack_tokens: int = 512
-    anchors_per_step: int = 8
-    anchor_weight: float = 1.5
+    anchors_per_step: int = 4
+    anchor_weight: float = 1.0
     preferences_per_step: int = 2
     preference_weight: float = 1.0
     weight_decay: float = 0.0

@@ -28,6 +28,17 @@ def test_rms_norm():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_gated_silu():
+    torch.manual_seed(0)
+
+    def theirs(both):
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate) * up
+
+    for ours, expected in _both(fused.gated_silu, theirs, torch.randn(7, 48)):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_softmax_attention():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 10, 16), torch.randn(3, 2, 6, 16), torch.randn(3, 2, 6, 16)

@@ -12,7 +12,9 @@ import pytest
 from engrain.device import models
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
+from engrain.device.scope import Scope
 from engrain.quant.errors import EngrainError
+from engrain.quant.gguf import open_gguf
 from engrain.update import memory_bench, memory_sessions, memory_set, study
 from engrain.update.memory_drift import drift, leading_token, prompt_windows, text_windows
 
@@ -174,8 +176,8 @@ def test_perplexity_is_that_of_each_windows_second_half(runtime: Runtime, tiny: 
     scores = [
         runtime.score(tokens[at : at + 257], tokens[at + 257 : at + 512]) for at in range(0, len(windows) * 512, 512)
     ]
-    perplexity, kl = drift(runtime, windows, None)
-    assert perplexity == pytest.approx(math.exp(-np.concatenate(scores).mean()), rel=1e-4) and kl == 0.0
+    found = drift(runtime, windows, None)
+    assert found.perplexity == pytest.approx(math.exp(-np.concatenate(scores).mean()), rel=1e-4) and found.kl == 0.0
     with pytest.raises(EngrainError, match="perplexity needs 512"):
         text_windows(runtime, "too short")
     assert text_windows(runtime, text, 1)[0].tokens[:2] == (1, tokens[1])
@@ -209,14 +211,17 @@ def test_seeds_are_averaged_and_a_rejected_one_shows() -> None:
 def test_kl_is_that_of_the_base_against_the_adapted(runtime: Runtime, tiny: Path, tmp_path: Path) -> None:
     adapter = random_adapter(tiny, tmp_path / "lora.gguf", seed=1)
     windows = prompt_windows(runtime, ["Who is Pim?", "Where is the hay?"])
-    perplexity, kl = drift(runtime, windows, adapter)
-    assert perplexity is None and runtime.adapter is None
+    found = drift(runtime, windows, adapter)
+    assert found.perplexity is None and runtime.adapter is None
+    nowhere = Scope(np.zeros(open_gguf(tiny).hyper.n_embd, np.float32), -1.0)
+    scoped = drift(runtime, windows, adapter, nowhere)
+    assert (scoped.kl, scoped.kl_on) == (0.0, found.kl)
     base = [runtime.logits(window.tokens).astype(np.float64) for window in windows]
     runtime.attach(adapter)
     adapted = [runtime.logits(window.tokens).astype(np.float64) for window in windows]
     runtime.detach()
     p, q = (np.exp(rows) / np.exp(rows).sum(1, keepdims=True) for rows in map(np.concatenate, (base, adapted)))
-    assert kl == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-6) and kl > 0
+    assert found.kl == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-6) and found.kl > 0
 
 
 @pytest.mark.slow

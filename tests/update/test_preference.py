@@ -24,7 +24,12 @@ def example(*reply: int) -> Example:
 PREFERENCES = [
     Preference(example(1, 2, 3), example(9, 8, 7, 6)),
     Preference(example(30, 31)),
-    Preference(example(60, 61, 62), example(70,)),
+    Preference(
+        example(60, 61, 62),
+        example(
+            70,
+        ),
+    ),
 ]
 
 
