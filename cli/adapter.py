@@ -67,11 +67,14 @@ def show(name: NameArgument, json_: JsonOption = False) -> None:
     \b
       engrain adapter show 3
     """
+    from engrain.device.scope import read_scope
+
     registry = _registry()
     version = registry.get(name)
     values = _row(version, registry.current_name())
     values["path"] = str(version.folder)
     values["sha256"] = version.sha256
+    values["scope"] = "its own" if read_scope(version.folder) else "always on"
     for key in ("interactions", "training", "gate"):
         values[key] = _metadata(version, key)
     if json_:
@@ -112,12 +115,14 @@ def export(
     to: Annotated[Format, typer.Option("--to", help="peft: a folder; gguf: a file for llama.cpp.")] = Format.peft,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Copy a version out, for PEFT or for llama.cpp.
+    """Copy a version out, for PEFT or for llama.cpp. Elsewhere it is always on, whatever is asked.
 
     \b
       engrain adapter export 3 --to peft -o my-adapter
       engrain adapter export 3 --to gguf -o my-adapter.gguf
     """
+    from engrain.device.registry import LESSONS, PROBES
+
     registry = _registry()
     version = _sound(registry.get(name))
     target = path.expanduser().absolute()
@@ -126,7 +131,9 @@ def export(
         if to is Format.gguf:
             write_atomic(target, registry.gguf(version).read_bytes())
         else:
-            shutil.copytree(version.folder, target, dirs_exist_ok=True)
+            # Not the lessons and probes: they hold what was said, word for word.
+            others = shutil.ignore_patterns(LESSONS, PROBES, "report.html")
+            shutil.copytree(version.folder, target, dirs_exist_ok=True, ignore=others)
     except shutil.Error as error:
         raise EngrainError(f"{target} can't be written ({error}): choose another path") from error
     except OSError as error:
@@ -157,6 +164,7 @@ def verify(
     \b
       engrain adapter verify
     """
+    from engrain.device.scope import check_scope
     from engrain.quant.adapter import load_peft
 
     registry = _registry()
@@ -166,7 +174,8 @@ def verify(
         if problem is None:
             try:
                 load_peft(version.folder)
-            except EngrainError as error:
+                check_scope(version.folder)
+            except (EngrainError, ValueError) as error:
                 problem = str(error)
         results.append({"name": version.name, "ok": problem is None, "problem": problem})
     if json_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -31,6 +32,9 @@ _UNITS = {
 def speed(
     quick: Annotated[bool, typer.Option("--quick", help="A rough figure in a fraction of the time.")] = False,
     growth: Annotated[bool, typer.Option("--growth", help="How seconds grow with examples and rank, too.")] = False,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", metavar="FILE", help="Train on this GGUF too, for its size.")
+    ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to train.")] = Device.auto,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also a .json, or a plot as .svg or .png.")
@@ -45,12 +49,15 @@ def speed(
     \b
       engrain bench speed --quick
       engrain bench speed --growth --out speed.svg
+      engrain bench speed --beside larger.gguf --beside largest.gguf
     """
     from engrain.device import models
 
     bench_plot.check_out(out)
     path = models.resolve(open_home(), model).path
     figures = _measure(path, quick, growth, device.value)
+    if beside:
+        figures["sizes"] = _sizes([path, *beside], device.value)
     if out:
         bench_plot.save_speed(figures, out)
     if json_:
@@ -60,6 +67,20 @@ def speed(
     output.table(("", "measured", ""), rows)
     for row in figures.get("growth", []):
         print(f"{row['examples']} examples at rank {row['rank']}: {row['seconds']:.2f} s a pass")
+    for row in figures.get("sizes", []):
+        held = "resident" if row["resident"] else "quantised"
+        millions = f"{row['parameters'] / 1e6:.0f} M parameters, {held}"
+        print(f"{row['model']}, {millions}: {row['seconds']:.2f} s a pass over {row['examples']} examples")
+
+
+def _sizes(paths: Sequence[Path], device: str) -> list[dict[str, Any]]:
+    from engrain.update import speed_bench
+
+    rows = []
+    for path in paths:
+        output.note(f"training {path.name}")
+        rows.append(speed_bench.size(path, device))
+    return rows
 
 
 def _measure(path: Path, quick: bool, growth: bool, device: str) -> dict[str, Any]:

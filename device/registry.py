@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # As in quant.adapter, which chat starts don't import.
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
-LESSONS = "lessons.jsonl"  # beside a version: what it was taught, question by question
+# Beside a version: what it was taught, question by question, and the questions kept out of training.
+LESSONS, PROBES = "lessons.jsonl", "probes.jsonl"
 _NAME = re.compile(r"(\d{4,9})-([0-9a-f]{8})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEADER_LIMIT = 16 << 20  # bytes; ours have some ten thousand

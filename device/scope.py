@@ -50,6 +50,16 @@ class Scope:
 def read_scope(folder: Path) -> Scope | None:
     """The scope of the version in this folder, None if it has none or it can't be read: then it is always on."""
     try:
-        return Scope.from_bytes((folder / SCOPE).read_bytes())
-    except (OSError, ValueError):
+        return check_scope(folder)
+    except ValueError:
         return None
+
+
+def check_scope(folder: Path) -> Scope | None:
+    """As `read_scope`, but ValueError for one that can't be read."""
+    try:
+        return Scope.from_bytes((folder / SCOPE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{SCOPE} can't be read: {error}") from error

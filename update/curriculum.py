@@ -7,30 +7,29 @@ lesson comes from, and `probes.jsonl`, the questions kept out of training, which
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from engrain.device.home import Home
-from engrain.device.registry import LESSONS
+from engrain.device.registry import LESSONS, PROBES
 from engrain.update import questions, study
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
 from engrain.update.feedback import lessons_of_feedback
 from engrain.update.study import Fact, Lesson
+from engrain.update.supersede import superseded
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.registry import Version
     from engrain.device.runtime import Runtime
 
-PROBES = "probes.jsonl"
-REPLAY, REPLAY_WEAK = 4, 10  # questions of an old fact; of one that the current adapter no longer answers
+REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
 CONTRAST, CONTRAST_WEIGHT = 1 / 8, 2.0  # never-told questions for each lesson, and what each counts
-CONTRAST_TIMES = 4  # that many of them: training deals them out over its epochs
+EPOCHS = 4  # over which training deals out contrast and replay, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
 HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
 
@@ -56,16 +55,28 @@ class Past:
     probes: tuple[Probe, ...] = ()
     gone: tuple[Lesson, ...] = ()
 
+    def without(self, answers: Collection[str]) -> Past:
+        """Less all that was taught with these answers."""
+        return Past(
+            tuple(lesson for lesson in self.lessons if lesson.answer not in answers),
+            tuple(probe for probe in self.probes if probe.answer not in answers),
+            self.gone,
+        )
+
 
 @dataclass(frozen=True)
 class Curriculum:
-    """facts: new ones. lessons: to train on. probes: about the new facts. untold: nothing told answers these."""
+    """facts: new ones. lessons: to train on. probes: about the new facts. untold: nothing told answers these.
+
+    past: without what the new facts replace; replaced: the answers that this was.
+    """
 
     facts: list[Fact]
     lessons: list[Lesson]
     probes: list[Probe]
     untold: list[str]
     past: Past
+    replaced: frozenset[str] = frozenset()
 
     def in_scope(self) -> list[Lesson]:
         """All that the adapter is about, taught now or before; what is refused belongs to it."""
@@ -74,7 +85,7 @@ class Curriculum:
     def files(self) -> dict[str, bytes]:
         """What is kept beside the adapter, by name."""
         probes = dict.fromkeys((*self.past.probes, *self.probes))
-        taught = (lesson for lesson in self.lessons if lesson.source)
+        taught = (lesson for lesson in self.lessons if lesson.source and lesson.kind != "replay")
         return {LESSONS: _rows(dict.fromkeys((*self.past.lessons, *taught))), PROBES: _rows(probes)}
 
 
@@ -127,26 +138,37 @@ def prepare(
     probes = [Probe(p.pop(HELD_PLACE), f.surprising, f.source, f.answer) for f, p in rich]
     asked = [a + b for a, b in zip(plain, pooled, strict=True)]
     lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, fresh, seed)
+    replaced = superseded(runtime, decoder, facts, past.lessons)
+    lessons += [
+        replace(lesson, answer=replaced[lesson.answer].answer, source=replaced[lesson.answer].source)
+        for lesson in past.lessons
+        if lesson.answer in replaced
+    ]
+    past = past.without(replaced)
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
     untold = _untold(runtime, facts, asked, old, past, seed)
     lessons += old
-    count = CONTRAST_TIMES * round(CONTRAST * len(lessons))
+    an_epoch = sum(1 / EPOCHS if lesson.kind == "replay" else 1 for lesson in lessons)
+    count = EPOCHS * round(CONTRAST * an_epoch)
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
     lessons += [Lesson(q, study.NOT_TOLD, "contrast", weight=CONTRAST_WEIGHT) for q in never]
-    return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past)
+    return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))
 
 
 def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Lesson]:
-    """A few questions for everything taught before, drawn anew for every update; more for what is weak."""
+    """Some of all that was taught before, drawn anew for every update, more of what is weak.
+
+    A fact's questions are of kind "replay", enough for every epoch to have others; feedback is the same in all.
+    """
     order = np.random.default_rng(seed + len(past)).permutation(len(past))
-    taken: Counter[str] = Counter()
-    chosen = []
+    taken: dict[str, list[Lesson]] = {}
     for i in order:
-        answer = past[i].answer
-        if taken[answer] < (REPLAY_WEAK if answer in weak else REPLAY):
-            taken[answer] += 1
-            chosen.append(past[i])
-    return chosen
+        own, each = taken.setdefault(past[i].answer, []), REPLAY_WEAK if past[i].answer in weak else REPLAY
+        if len(own) < (EPOCHS * each if past[i].kind == "fact" else each):
+            own.append(past[i])
+    return [
+        replace(lesson, kind="replay") if lesson.kind == "fact" else lesson for own in taken.values() for lesson in own
+    ]
 
 
 def _untold(
@@ -160,7 +182,7 @@ def _untold(
     """In the form of new and old questions alike."""
     before: dict[str, list[str]] = {}
     for lesson in old:
-        if lesson.kind == "fact":
+        if lesson.kind in ("fact", "replay"):
             before.setdefault(lesson.answer, []).append(lesson.question)
     everyone = [*facts, *(Fact(answer, answer, ()) for answer in before)]
     told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons)]

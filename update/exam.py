@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +33,13 @@ class Exam:
     def ask_old(self) -> list[str]:
         """The attached adapter's answers to questions from earlier updates."""
         return gate.ask(self._runtime, self.old)
+
+    def without(self, answers: Collection[str], known: Sequence[str]) -> tuple[Exam, list[str]]:
+        """The exam without old probes of these answers, and the given answers to what is left."""
+        left = [(p, k) for p, k in zip(self.old, known, strict=True) if p.answer not in answers]
+        other = Exam(self._runtime, (), 0)
+        other.old = [p for p, _ in left]
+        return other, [k for _, k in left]
 
     def missed(self, known: Sequence[str]) -> set[str]:
         """The old answers that are not among those given."""

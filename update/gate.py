@@ -93,16 +93,17 @@ def divergence(runtime: Runtime, anchors: Sequence[Example]) -> float:
     return total / max(1, count)
 
 
-def came_back(runtime: Runtime, gone: Sequence[Lesson]) -> float:
-    """Share of the questions for forgotten answers that are answered with all of an answer's new words."""
-    if not gone:
-        return 0.0
-    found = answers(runtime, [lesson.question for lesson in gone])
-    hits = 0
-    for lesson, text in zip(gone, found, strict=True):
-        news = set(wording.content_words(lesson.answer)) - set(wording.content_words(lesson.question))
-        hits += bool(news) and news <= set(wording.words(text))
-    return hits / len(gone)
+def came_back(runtime: Runtime, gone: Sequence[Lesson], standing: Sequence[Lesson] = ()) -> float:
+    """Share of the questions for forgotten answers that are answered with all of an answer's new words.
+
+    standing: lessons that are still taught; words of theirs betray nothing.
+    """
+    known = {word for lesson in standing for word in wording.content_words(lesson.answer)}
+    news = [set(wording.content_words(g.answer)) - set(wording.content_words(g.question)) - known for g in gone]
+    asked = [(lesson.question, words) for lesson, words in zip(gone, news, strict=True) if words]
+    found = answers(runtime, [question for question, _ in asked])
+    hits = [words <= set(wording.words(text)) for (_, words), text in zip(asked, found, strict=True)]
+    return sum(hits) / len(hits) if hits else 0.0
 
 
 def judge(
@@ -127,7 +128,7 @@ def judge(
         kl=divergence(runtime, anchors),
         probes=n,
         old_probes=len(old),
-        came_back=came_back(runtime, curriculum.past.gone[:MAX_GONE]),
+        came_back=came_back(runtime, curriculum.past.gone[:MAX_GONE], curriculum.lessons),
         words=sum(len(text.split()) for text in after) / max(1, len(after)),
     )
     return replace(checks, reason=_reason(checks))

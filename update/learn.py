@@ -22,7 +22,7 @@ from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import anchors
-from engrain.update.curriculum import Past, prepare, taught_before
+from engrain.update.curriculum import EPOCHS, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
 from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
 from engrain.update.feedback import preferences_of
@@ -111,7 +111,7 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
         gguf = open_gguf(model.path)
         # What was forgotten leaves the weights by their never having seen it: they start anew.
         warm = parent if parent and not past.gone else None
-        settings = TrainOptions(budget=options.budget, seed=options.seed)
+        settings = TrainOptions(epochs=EPOCHS, budget=options.budget, seed=options.seed)
         plan = _plan_memory(gguf, options, settings)
         report(Progress("memory", 1, 1, str(plan)))
         with Runtime.load(model.path) as runtime:
@@ -123,6 +123,7 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
                 home, runtime, decoder, sha, fresh, past, exam.missed(known), options.seed,
                 lambda done, total, text: report(Progress("study", done, total, text)),
             )  # fmt: skip
+            exam, known = exam.without(curriculum.replaced, known)
             learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
             if options.dry_run:
                 return Outcome("nothing", None, len(curriculum.lessons), time.monotonic() - start, learned=learned)
@@ -130,7 +131,11 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
                 if past.gone:
                     registry.use(None)
                 return Outcome("nothing", parent.name if parent else None, seconds=time.monotonic() - start)
-            neutral = neutral_messages(home, runtime, sha)
+            neutral = neutral_messages(
+                home, runtime, sha, progress=lambda done, total: report(
+                    Progress("study", done, total, "what is not about you, once for each model")
+                ),
+            )  # fmt: skip
             held = anchors(home, runtime, decoder, sha, neutral[:OF_EVERY_KIND])
             scope = fit_scope(home, runtime, decoder, sha, curriculum.in_scope(), neutral, options.seed)
             given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]

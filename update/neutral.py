@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,17 @@ _STARTS = (
 _QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
 OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 400, 48
 _TOKENS, _TEXT_TOKENS = 24, 32
+_BATCH = 64  # written between two reports
 _MARK = "\u2603"
 
 
-def neutral_messages(home: Home, runtime: Runtime, model_sha: str, seed: int = 0) -> list[str]:
+def neutral_messages(
+    home: Home,
+    runtime: Runtime,
+    model_sha: str,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
     """OF_EVERY_KIND messages less those that came to nothing, then QUESTIONS; cached by model hash.
 
     The runtime must have no adapter attached.
@@ -42,7 +49,7 @@ def neutral_messages(home: Home, runtime: Runtime, model_sha: str, seed: int = 0
     except (OSError, ValueError):
         pass
     starts = [*islice(cycle(_STARTS), OF_EVERY_KIND), *islice(cycle(_QUESTIONS), QUESTIONS)]
-    found = _write(runtime, starts, seed)
+    found = _write(runtime, starts, seed, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, ensure_ascii=False))
     return found
@@ -55,11 +62,15 @@ def neutral_texts(runtime: Runtime, seed: int = 0) -> list[list[int]]:
     return [start + text for text in texts if len(text) > 2]
 
 
-def _write(runtime: Runtime, starts: Sequence[str], seed: int) -> list[str]:
-    head = opening(runtime)
-    openings = [head + runtime.tokenize(start) for start in starts]
-    drafts = runtime.generate_batch(openings, max_tokens=_TOKENS, temperature=0.9, seed=seed, stop="\n?")
-    texts = [(start + runtime.detokenize(draft)).strip() for start, draft in zip(starts, drafts, strict=True)]
+def _write(runtime: Runtime, starts: Sequence[str], seed: int, progress: Callable[[int, int], None]) -> list[str]:
+    head, texts = opening(runtime), []
+    for at in range(0, len(starts), _BATCH):
+        progress(at, len(starts))
+        part = starts[at : at + _BATCH]
+        prompts = [head + runtime.tokenize(start) for start in part]
+        drafts = runtime.generate_batch(prompts, max_tokens=_TOKENS, temperature=0.9, seed=seed + at, stop="\n?")
+        texts += [(start + runtime.detokenize(draft)).strip() for start, draft in zip(part, drafts, strict=True)]
+    progress(len(starts), len(starts))
     return [text for text in dict.fromkeys(texts) if len(text.split()) > 2]
 
 

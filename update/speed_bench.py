@@ -16,6 +16,7 @@ is a lower bound.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -29,7 +30,8 @@ import torch
 
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import GGUFModel, open_gguf
-from engrain.update.decoder import Decoder, Layer, Linear
+from engrain.update import footprint
+from engrain.update.decoder import Decoder, Layer, Linear, fast_dtype
 from engrain.update.learn import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
 from engrain.update.study import Lesson, to_examples
@@ -197,6 +199,26 @@ def growth(
         _, seconds = train_passes(other, examples[: options.pairs], 0.0)
         rows.append({"examples": options.pairs, "rank": rank, "seconds": round(seconds, 4)})
     return rows
+
+
+def size(path: Path, device: str = "auto", pairs: int = 16, seed: int = 0) -> dict[str, Any]:
+    """Seconds of one pass over some pairs with another model, the base held as `learn` would hold it."""
+    gguf = open_gguf(path)
+    with Runtime.load(path) as runtime:
+        examples = to_examples(runtime, make_pairs(pairs, seed))
+    where, rows = pick_device(device), TrainOptions().pack_tokens
+    plan = footprint.choose(gguf, rows, RANK, fast_dtype(where), where)
+    torch.manual_seed(seed)
+    decoder = Decoder(gguf, RANK, ALPHA, device=where, resident=plan.resident, first_layer=bare_layers(gguf))
+    train_passes(decoder, examples[:4], 0.0)
+    _, seconds = train_passes(decoder, examples, 0.0)
+    return {
+        "model": path.name,
+        "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
+        "resident": plan.resident,
+        "examples": pairs,
+        "seconds": round(seconds, 4),
+    }
 
 
 def peak_gb() -> float | None:

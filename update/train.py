@@ -18,6 +18,8 @@ from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, pack_examples, plan_packs
 from engrain.update.preference import Preference, log_likelihoods, preference_loss
 
+_DEALT_OUT = ("contrast", "replay")  # kinds of examples of which every epoch has others
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -159,13 +161,14 @@ def _plan(
 ) -> list[_Planned]:
     """All steps of all epochs.
 
-    Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told.
+    Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told. So is
+    replay: a fact is held by many questions asked once rather than by few asked again and again.
     """
     generator = torch.Generator().manual_seed(options.seed)
     plan: list[_Planned] = []
     turn = torch.randperm(len(anchors), generator=generator).tolist()
-    rare = [e for e in examples if e.kind == "contrast"]
-    always = [e for e in examples if e.kind != "contrast"]
+    rare = [e for e in examples if e.kind in _DEALT_OUT]
+    always = [e for e in examples if e.kind not in _DEALT_OUT]
     for epoch in range(options.epochs):
         groups = plan_packs([*always, *rare[epoch :: options.epochs]], options.pack_tokens, generator)
         if not groups:  # preferences alone

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from engrain.device.chat import Conversation
 from engrain.device.runtime import Runtime
-from engrain.device.scope import FOLLOWS, SCOPE, Scope, read_scope
+from engrain.device.scope import FOLLOWS, SCOPE, Scope, check_scope, read_scope
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
@@ -148,7 +148,9 @@ def test_any_bytes_are_a_scope_or_a_value_error(content: bytes) -> None:
 def test_a_damaged_scope_is_none(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
     (tmp_path / SCOPE).write_bytes(save(tensors))
     assert read_scope(tmp_path) is None
+    with pytest.raises(ValueError, match=r"scope\.safetensors"):
+        check_scope(tmp_path)
 
 
 def test_a_missing_scope_is_none(tmp_path: Path) -> None:
-    assert read_scope(tmp_path) is None
+    assert read_scope(tmp_path) is None and check_scope(tmp_path) is None
