@@ -79,6 +79,7 @@ class Conversation:
         ]
         if self.system is None:
             self.system = exchanges[-1].system
+        self._covered = self._runtime.covers(exchanges[-1].user)
 
     @property
     def last_id(self) -> int | None:
