@@ -22,11 +22,12 @@ from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import anchors
-from engrain.update.curriculum import EPOCHS, Past, prepare, taught_before
+from engrain.update.curriculum import EPOCHS, Curriculum, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
 from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
 from engrain.update.feedback import preferences_of
 from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
+from engrain.update.pack import Example
 from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
 
@@ -98,96 +99,173 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
     """
     start = time.monotonic()
     with lock(home, "learner"), InteractionLog(home.interactions) as log:
-        sha = models.sha256(home, model.path)
-        registry = Registry(home)
-        parent, _ = registry.verified_current(sha)
-        everything = log.list()
-        fresh = log.unlearned(sha, registry.ancestors(parent.name) if parent else [])
-        if options.force and not fresh:
-            fresh = everything
-        past = taught_before(parent, {i.id for i in everything})
-        if not (fresh or past.gone):
-            return Outcome("nothing", parent.name if parent else None)
-        gguf = open_gguf(model.path)
-        # What was forgotten leaves the weights by their never having seen it: they start anew.
-        warm = parent if parent and not past.gone else None
-        settings = TrainOptions(epochs=EPOCHS, budget=options.budget, seed=options.seed)
-        plan = _plan_memory(gguf, options, settings)
-        report(Progress("memory", 1, 1, str(plan)))
-        with Runtime.load(model.path) as runtime:
-            decoder = build_decoder(gguf, options, load_peft(warm.folder) if warm else None, plan.resident)
-            exam = Exam(runtime, past.probes, options.seed)
-            with attached(runtime, registry, warm):
-                known = exam.ask_old()
-            curriculum = prepare(
-                home, runtime, decoder, sha, fresh, past, exam.missed(known), options.seed,
-                lambda done, total, text: report(Progress("study", done, total, text)),
-            )  # fmt: skip
-            exam, known = exam.without(curriculum.replaced, known)
-            learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
-            if options.dry_run:
-                return Outcome("nothing", None, len(curriculum.lessons), time.monotonic() - start, learned=learned)
-            if not any(lesson.source for lesson in curriculum.lessons):
-                if past.gone:
-                    registry.use(None)
-                return Outcome("nothing", parent.name if parent else None, seconds=time.monotonic() - start)
-            neutral = neutral_messages(
-                home, runtime, sha, progress=lambda done, total: report(
-                    Progress("study", done, total, "what is not about you, once for each model")
-                ),
-            )  # fmt: skip
-            held = anchors(home, runtime, decoder, sha, neutral[:OF_EVERY_KIND])
-            scope = fit_scope(home, runtime, decoder, sha, curriculum.in_scope(), neutral, options.seed)
-            given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
-            examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
-            began = time.monotonic()
-            done = train(
-                decoder, examples, settings, held[HELD_ANCHORS:], preferences, home.work / "learn", _progress_of(report)
-            )
-            trained = time.monotonic()
-            adapter = extract(decoder, gguf)
-            report(Progress("gate", 0, 1 + len(STRENGTHS), "asking before"))
-            with attached(runtime, registry, warm):
-                before = gate.ask(runtime, curriculum.probes) + known
-            strength, after, checks = weigh(
-                runtime, Candidate(home, adapter, scope), exam, curriculum, before, held[:HELD_ANCHORS],
-                lambda done, text: report(Progress("gate", 1 + done, 1 + len(STRENGTHS), text)),
-            )  # fmt: skip
-        asked = exam.sheet(curriculum.probes, before, after)
-        taught = _all_taught(everything, past, fresh) if past.gone else fresh
-        metadata = _metadata(model, sha, warm, taught, settings, checks)
-        adapter = replace(adapter, alpha=strength * adapter.alpha, metadata=metadata)
-        title = f"What {model.name} learned"
-        files = {
-            **curriculum.files(),
-            **({SCOPE: scope.to_bytes()} if scope else {}),
-            page.REPORT: page.render(title, learned, asked, checks, done.steps),
-        }
-        version = registry.add(adapter, _card(model, learned, checks), files)
-        accepted = checks.passed or options.force
-        if accepted:
-            registry.use(version.name)
-            log.mark_learned(taught, version.name, sha)
-        end = time.monotonic()
-        return Outcome(
-            status="accepted" if accepted else "rejected",
-            adapter=version.name,
-            examples=len(examples) + len(preferences),
-            seconds=round(end - start, 2),
-            checks=checks.as_dict(),
-            study_seconds=round(began - start, 2),
-            train_seconds=round(trained - began, 2),
-            gate_seconds=round(end - trained, 2),
-            learned=learned,
-            asked=asked,
-            report=str(version.folder / page.REPORT),
-        )
+        job = _job(home, model, options, report, log)
+        if not (job.fresh or job.past.gone):
+            return Outcome("nothing", job.parent.name if job.parent else None)
+        outcome = _update(job, log)
+        return replace(outcome, seconds=round(time.monotonic() - start, 2))
 
 
-def _all_taught(everything: Sequence[Interaction], past: Past, fresh: Sequence[Interaction]) -> list[Interaction]:
-    """What an adapter that starts anew has been taught: the new, and the old that still stands."""
-    ids = {i for lesson in past.lessons for i in lesson.source} | {i.id for i in fresh}
-    return [i for i in everything if i.id in ids]
+@dataclass(frozen=True)
+class _Job:
+    """One update: what the current adapter (parent) was taught, and what is new to it."""
+
+    home: Home
+    model: ModelFile
+    options: LearnOptions
+    report: Report
+    sha: str
+    gguf: GGUFModel
+    registry: Registry
+    parent: Version | None
+    everything: list[Interaction]
+    fresh: list[Interaction]
+    past: Past
+
+    @property
+    def warm(self) -> Version | None:
+        """The adapter to train on from. What was forgotten leaves by never having been seen: the weights start anew."""
+        return None if self.past.gone else self.parent
+
+    @property
+    def taught(self) -> list[Interaction]:
+        """What the new adapter learns from: the new, and if it starts anew, the old that still stands."""
+        if not self.past.gone:
+            return self.fresh
+        ids = {i for lesson in self.past.lessons for i in lesson.source} | {i.id for i in self.fresh}
+        return [i for i in self.everything if i.id in ids]
+
+    @property
+    def settings(self) -> TrainOptions:
+        return TrainOptions(epochs=EPOCHS, budget=self.options.budget, seed=self.options.seed)
+
+
+def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, log: InteractionLog) -> _Job:
+    sha = models.sha256(home, model.path)
+    registry = Registry(home)
+    parent, _ = registry.verified_current(sha)
+    everything = log.list()
+    fresh = log.unlearned(sha, registry.ancestors(parent.name) if parent else [])
+    if options.force and not fresh:
+        fresh = everything
+    past = taught_before(parent, {i.id for i in everything})
+    return _Job(home, model, options, report, sha, open_gguf(model.path), registry, parent, everything, fresh, past)
+
+
+def _update(job: _Job, log: InteractionLog) -> Outcome:
+    """Study, train, check, register; the whole's seconds are the caller's to add."""
+    begun = time.monotonic()
+    plan = _plan_memory(job)
+    job.report(Progress("memory", 1, 1, str(plan)))
+    with Runtime.load(job.model.path) as runtime:
+        decoder = build_decoder(job.gguf, job.options, load_peft(job.warm.folder) if job.warm else None, plan.resident)
+        curriculum, exam, known = _study(job, runtime, decoder)
+        learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
+        if job.options.dry_run:
+            return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
+        if not any(lesson.source for lesson in curriculum.lessons):
+            if job.past.gone:
+                job.registry.use(None)
+            return Outcome("nothing", job.parent.name if job.parent else None)
+        trained = _train(job, runtime, decoder, curriculum)
+        checked = _check(job, runtime, trained, curriculum, exam, known)
+    version = _register(job, log, curriculum, trained, checked)
+    end = time.monotonic()
+    return Outcome(
+        status="accepted" if checked.checks.passed or job.options.force else "rejected",
+        adapter=version.name,
+        examples=trained.examples,
+        checks=checked.checks.as_dict(),
+        study_seconds=round(trained.began - begun, 2),
+        train_seconds=round(trained.ended - trained.began, 2),
+        gate_seconds=round(end - trained.ended, 2),
+        learned=learned,
+        asked=checked.asked,
+        report=str(version.folder / page.REPORT),
+    )
+
+
+def _study(job: _Job, runtime: Runtime, decoder: Decoder) -> tuple[Curriculum, Exam, list[str]]:
+    """What to teach; the exam, and the answers to its old questions before the update."""
+    exam = Exam(runtime, job.past.probes, job.options.seed)
+    with attached(runtime, job.registry, job.warm):
+        known = exam.ask_old()
+    curriculum = prepare(
+        job.home, runtime, decoder, job.sha, job.fresh, job.past, exam.missed(known), job.options.seed,
+        lambda done, total, text: job.report(Progress("study", done, total, text)),
+    )  # fmt: skip
+    return curriculum, *exam.without(curriculum.replaced, known)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A candidate, the anchors kept out of its training, and how that went; began, ended: monotonic seconds."""
+
+    candidate: Candidate
+    held: list[Example]
+    steps: tuple[Step, ...]
+    examples: int
+    began: float
+    ended: float
+
+
+def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
+    neutral = neutral_messages(
+        job.home, runtime, job.sha, progress=lambda done, total: job.report(
+            Progress("study", done, total, "what is not about you, once for each model")
+        ),
+    )  # fmt: skip
+    held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND])
+    scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
+    given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
+    examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
+    began = time.monotonic()
+    state, on_step = job.home.work / "learn", _progress_of(job.report)
+    done = train(decoder, examples, job.settings, held[HELD_ANCHORS:], preferences, state, on_step)
+    candidate = Candidate(job.home, extract(decoder, job.gguf), scope)
+    count = len(examples) + len(preferences)
+    return _Trained(candidate, held[:HELD_ANCHORS], done.steps, count, began, time.monotonic())
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The strength at which a candidate did best, its figures, and question by question."""
+
+    strength: float
+    checks: gate.Checks
+    asked: tuple[page.Asked, ...]
+
+
+def _check(
+    job: _Job, runtime: Runtime, trained: _Trained, curriculum: Curriculum, exam: Exam, known: Sequence[str]
+) -> _Checked:
+    total = 1 + len(STRENGTHS)
+    job.report(Progress("gate", 0, total, "asking before"))
+    with attached(runtime, job.registry, job.warm):
+        before = [*gate.ask(runtime, curriculum.probes), *known]
+    strength, after, checks = weigh(
+        runtime, trained.candidate, exam, curriculum, before, trained.held,
+        lambda done, text: job.report(Progress("gate", 1 + done, total, text)),
+    )  # fmt: skip
+    return _Checked(strength, checks, exam.sheet(curriculum.probes, before, after))
+
+
+def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _Trained, checked: _Checked) -> Version:
+    """Keep the candidate as a version with all that lies beside it; current, if it passed."""
+    adapter, scope = trained.candidate.adapter, trained.candidate.scope
+    learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
+    adapter = replace(adapter, alpha=checked.strength * adapter.alpha, metadata=_metadata(job, checked.checks))
+    title = f"What {job.model.name} learned"
+    files = {
+        **curriculum.files(),
+        **({SCOPE: scope.to_bytes()} if scope else {}),
+        page.REPORT: page.render(title, learned, checked.asked, checked.checks, trained.steps),
+    }
+    version = job.registry.add(adapter, _card(job.model, learned, checked.checks), files)
+    if checked.checks.passed or job.options.force:
+        job.registry.use(version.name)
+        log.mark_learned(job.taught, version.name, job.sha)
+    return version
 
 
 def bare_layers(gguf: GGUFModel) -> int:
@@ -195,10 +273,10 @@ def bare_layers(gguf: GGUFModel) -> int:
     return int(LOWEST_SHARE * gguf.hyper.n_layer)
 
 
-def _plan_memory(gguf: GGUFModel, options: LearnOptions, settings: TrainOptions) -> footprint.Footprint:
-    device = pick_device(options.device)
-    resident = None if options.memory == "auto" else options.memory == "resident"
-    return footprint.choose(gguf, settings.pack_tokens, RANK, fast_dtype(device), device, resident)
+def _plan_memory(job: _Job) -> footprint.Footprint:
+    device, memory = pick_device(job.options.device), job.options.memory
+    resident = None if memory == "auto" else memory == "resident"
+    return footprint.choose(job.gguf, job.settings.pack_tokens, RANK, fast_dtype(device), device, resident)
 
 
 def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None, resident: bool = True) -> Decoder:
@@ -250,20 +328,13 @@ def _progress_of(report: Report) -> Callable[[Step], None]:
     return on_step
 
 
-def _metadata(
-    model: ModelFile,
-    sha: str,
-    parent: Version | None,
-    fresh: Sequence[Interaction],
-    settings: TrainOptions,
-    checks: gate.Checks,
-) -> dict[str, str]:
+def _metadata(job: _Job, checks: gate.Checks) -> dict[str, str]:
     return {
-        "engrain.base_sha256": sha,
-        "engrain.base_name": model.name,
-        "engrain.parents": json.dumps([parent.name] if parent else []),
-        "engrain.interactions": json.dumps([i.id for i in fresh]),
-        "engrain.training": json.dumps(asdict(settings)),
+        "engrain.base_sha256": job.sha,
+        "engrain.base_name": job.model.name,
+        "engrain.parents": json.dumps([job.warm.name] if job.warm else []),
+        "engrain.interactions": json.dumps([i.id for i in job.taught]),
+        "engrain.training": json.dumps(asdict(job.settings)),
         "engrain.gate": json.dumps(checks.as_dict()),
     }
 

@@ -66,9 +66,7 @@ def test_a_statement_does_not_replace_itself(tiny: Path) -> None:
         assert superseded(runtime, decoder, [Fact("I drive a yellow Dyane.", CAR, ())], PAST) == {}
 
 
-def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = [Lesson("Which locker is mine?", "Your locker is number 317.", "fact", (1,))]
     other = [Lesson("Which window?", "Your window has the number 317.", "fact", (2,))]
     with Runtime.load(tiny) as runtime:
