@@ -23,8 +23,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        normed = x.float().mul_(scale)
-        grad = dy.float().mul_(weight)
+        normed = x.float() * scale
+        grad = dy.float() * weight
         along = (grad * normed).mean(-1, keepdim=True)
         return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
 

@@ -14,7 +14,10 @@ def _both(ours, theirs, *inputs):
         leaves = [x.clone().requires_grad_() for x in inputs]
         out = function(*leaves)
         torch.manual_seed(1)
-        found.append([out.detach(), *torch.autograd.grad(out, leaves, torch.randn_like(out))])
+        dy = torch.randn_like(out)
+        given = dy.clone()
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, dy)])
+        assert torch.equal(dy, given) and all(map(torch.equal, leaves, inputs)), "changed in place"
     return zip(*found, strict=True)
 
 

@@ -63,7 +63,7 @@ def test_logits_and_adapters_agree_with_llama_cpp(real: Path, tmp_path: Path) ->
     decoder = Decoder(open_gguf(real), rank=4, alpha=8.0, dtype=torch.float32)
     for group in decoder.groups():
         for b in group.lora_b:
-            torch.nn.init.normal_(b, std=0.03)
+            torch.nn.init.normal_(b, std=0.1)  # far above llama.cpp's rounding
     save_gguf(extract(decoder, open_gguf(real)), tmp_path / "a.gguf")
     with Runtime.load(real, n_ctx=256) as runtime:
         tokens = tuple(runtime.tokenize(TEXT, bos=True))
@@ -72,7 +72,7 @@ def test_logits_and_adapters_agree_with_llama_cpp(real: Path, tmp_path: Path) ->
         adapted = torch.from_numpy(runtime.logits(tokens))[:-1]
     with decoder.bare():
         ours = logits_of(decoder, tokens)
-    # llama.cpp rounds activations to eight bits before it multiplies quantised weights
+    # llama.cpp rounds activations to eight bits before it multiplies quantised weights.
     assert rms(ours - base) < 0.1 * float(base.std())
     moved = logits_of(decoder, tokens) - ours
     assert rms(moved) > 0.2 * float(base.std())
