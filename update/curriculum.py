@@ -148,8 +148,8 @@ def prepare(
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
     untold = _untold(runtime, facts, asked, old, past, seed)
     lessons += old
-    an_epoch = sum(1 / EPOCHS if lesson.kind == "replay" else 1 for lesson in lessons)
-    count = EPOCHS * round(CONTRAST * an_epoch)
+    # Measured against the new alone: what was refused before goes on being refused, and more of it costs recall.
+    count = EPOCHS * round(CONTRAST * sum(lesson.kind != "replay" for lesson in lessons))
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
     lessons += [Lesson(q, study.NOT_TOLD, "contrast", weight=CONTRAST_WEIGHT) for q in never]
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))

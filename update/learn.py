@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
 RANK, ALPHA = 8, 16.0
+WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
@@ -137,7 +138,8 @@ class _Job:
 
     @property
     def settings(self) -> TrainOptions:
-        return TrainOptions(epochs=EPOCHS, budget=self.options.budget, seed=self.options.seed)
+        lr = WARM_LR if self.warm else TrainOptions.lr
+        return TrainOptions(lr=lr, epochs=EPOCHS, budget=self.options.budget, seed=self.options.seed)
 
 
 def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, log: InteractionLog) -> _Job:
