@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engrain.device.answering import respond
 from engrain.device.interactions import Interaction, InteractionLog
 from engrain.device.template import Message
 from engrain.quant.errors import EngrainError
@@ -79,7 +80,7 @@ class Conversation:
         ]
         if self.system is None:
             self.system = exchanges[-1].system
-        self._covered = self._runtime.covers(exchanges[-1].user)
+        self._covered = bool(self._runtime.covers(exchanges[-1].user))
 
     @property
     def last_id(self) -> int | None:
@@ -99,9 +100,10 @@ class Conversation:
         dropped = self.dropped_turns
         covered = self._runtime.covers(text, follows=self._covered)
         try:
-            self._runtime.serve(covered)
-            stream = self._runtime.stream(
+            stream = respond(
+                self._runtime,
                 self._fitting(text),
+                covered,
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 seed=self.seed,
@@ -110,7 +112,7 @@ class Conversation:
         except BaseException:
             self.dropped_turns = dropped  # a text that doesn't fit at all takes no turns with it
             raise
-        self._covered = covered
+        self._covered = bool(covered)
         return self._record_stream(text, stream, replies)
 
     def _record_stream(self, text: str, stream: Iterator[str], replies: list[Reply]) -> Generator[str, None, None]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from engrain.device import batching
 from engrain.device.sampling import Sampler, TextAssembler
-from engrain.device.scope import FOLLOWS, Scope
+from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import ChatTemplate, Message
 from engrain.quant.errors import EngrainError
 
@@ -49,12 +49,16 @@ class PromptTooLong(ModelError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said. `finished`: it ended by itself, not by max_tokens or the context's end."""
+    """What the model said. `finished`: it ended by itself, not by max_tokens or the context's end.
+
+    certainty: the sum of the log-probabilities of the likeliest tokens, in nats, where it was asked for.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finished: bool
+    certainty: float = 0.0
 
 
 class _NativeLog:
@@ -101,6 +105,7 @@ class _Context:
         if not self._pointer:
             raise ModelError(f"llama.cpp can't make a context of {n_ctx} tokens: {_log.reason()}; try a smaller one")
         self._memory = native.llama_get_memory(self._pointer)
+        self.sequences = n_sequences
         self._n_vocab, self._n_embd = n_vocab, int(native.llama_model_n_embd(model))
         self._n_batch = int(native.llama_n_batch(self._pointer))
         # The batch's arrays live here and are filled in place; every token belongs to one sequence.
@@ -210,6 +215,8 @@ class Runtime:
         self._main = _Context(model, self.n_vocab, n_ctx, 1, n_threads)
         self._bare: _Context | None = None  # never has an adapter
         self._bare_held: list[int] = []
+        self._judge: _Context | None = None  # of the base model too; its sequence 0 holds what prompts begin with
+        self._judge_held: list[int] = []
 
     @classmethod
     def load(cls, path: str | Path, n_ctx: int = 2048, n_threads: int | None = None) -> Runtime:
@@ -244,8 +251,9 @@ class Runtime:
             return
         self.detach()
         self._main.close()
-        if self._bare is not None:
-            self._bare.close()
+        for context in (self._bare, self._judge):
+            if context is not None:
+                context.close()
         native.llama_model_free(self._model)
         self._model = None
 
@@ -367,16 +375,17 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
+        watch: bool = False,
         on_finish: Callable[[Reply], None] | None = None,
     ) -> Generator[str, None, None]:
         """The reply in pieces of whole characters; PromptTooLong before the first.
 
         What the context already holds of the prompt isn't evaluated again. `on_finish` gets the whole reply
-        before the iterator ends, and nothing if the caller stops early.
+        before the iterator ends, and nothing if the caller stops early. watch: tell in it how sure the model was.
         """
         prompt = self.prompt_tokens(messages)
         self._check_fits(prompt)
-        sampler = Sampler(temperature, top_p, seed)
+        sampler = Sampler(temperature, top_p, seed, watch)
         return self._stream(prompt, max_tokens, sampler, on_finish)
 
     def _stream(
@@ -398,7 +407,7 @@ class Runtime:
             text.append(rest)
             yield rest
         if on_finish is not None:
-            on_finish(Reply("".join(text), len(prompt), count, finished))
+            on_finish(Reply("".join(text), len(prompt), count, finished, sampler.certainty))
 
     def complete(
         self,
@@ -408,6 +417,7 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
+        watch: bool = False,
     ) -> Reply:
         """The whole reply."""
         replies: list[Reply] = []
@@ -417,6 +427,7 @@ class Runtime:
             temperature=temperature,
             seed=seed,
             top_p=top_p,
+            watch=watch,
             on_finish=replies.append,
         ):
             pass
@@ -437,12 +448,14 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         stop: str = "",
+        samplers: Sequence[Sampler] = (),
     ) -> list[list[int]]:
         """Continue many prompts (token ids) side by side: about twice the tokens a second on two cores.
 
         Returns the new tokens of each, without the end of turn; or up to the first with one of `stop`'s characters,
         left out where it is white space. A prompt's random choices depend on the seed and its place in the list.
         Sums run in another order than in `complete_tokens`: near ties may fall otherwise.
+        samplers: one for each prompt, in place of a temperature and a seed.
         """
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
@@ -460,7 +473,7 @@ class Runtime:
             return batching.generate(
                 context,
                 prompts,
-                [Sampler(temperature, seed=each) for each in seeds],
+                samplers or [Sampler(temperature, seed=each) for each in seeds],
                 width=width,
                 max_tokens=max_tokens,
                 n_ctx=self.n_ctx,
@@ -565,7 +578,7 @@ class Runtime:
         pointer = native.llama_adapter_lora_init(model, os.fsencode(path))
         if not pointer:
             raise ModelError(f"llama.cpp can't load the adapter {path}: {_log.reason()}")
-        if scope is not None and len(scope.weight) != native.llama_model_n_embd(model):
+        if scope is not None and scope.width != native.llama_model_n_embd(model):
             scope = None
         before, self._attached = self._attached, _Attached(pointer, scale, name or path.stem, scope)
         served, self._serving = self._serving, True
@@ -593,18 +606,18 @@ class Runtime:
             return context.set_adapter(None, 0.0)
         return context.set_adapter(self._attached.pointer, self._attached.scale)
 
-    def covers(self, text: str, follows: bool = False) -> bool:
+    def covers(self, text: str, follows: bool = False) -> Coverage:
         """Whether the attached adapter is about a message, told by the base model's hidden state after it.
 
-        follows: it goes on from one that was, which is taken into account. True for an adapter without a scope, and
+        follows: it goes on from one that was, which is taken into account. Always for an adapter without a scope, and
         for messages longer than a page or two.
         """
         if self._attached is None or self._attached.scope is None:
-            return True
+            return ALWAYS
         prompt = self.prompt_tokens([{"role": "user", "content": text}])
         if len(prompt) > min(_SCOPE_CONTEXT, self.n_ctx):
-            return True
-        return self._attached.scope.score(self.hidden(prompt)) > (-FOLLOWS if follows else 0.0)
+            return ALWAYS
+        return self._attached.scope.place(text, self.hidden(prompt), follows)
 
     def hidden(self, tokens: Sequence[int]) -> np.ndarray:
         """The base model's normed last hidden state (n_embd,) float32 after at most a page or two of tokens."""
@@ -621,6 +634,43 @@ class Runtime:
         self._bare_held = list(tokens)
         return state
 
+    def likelihoods(self, prompts: Sequence[Sequence[int]], target: Sequence[int]) -> np.ndarray:
+        """Log-probability of the target after each of a few prompts, (prompts,) nats, under the base model.
+
+        What all of them begin with is held for the next time. Zeros for more than two or three pages in all.
+        """
+        model, shared = self._check_open(), batching.shared_prefix(prompts)
+        size = min(_SCOPE_CONTEXT, self.n_ctx)
+        if shared + sum(len(prompt) - shared + len(target) for prompt in prompts) > size or not target:
+            return np.zeros(len(prompts))
+        head, width = list(prompts[0][:shared]), len(prompts) + 1
+        if self._judge is None or self._judge.sequences < width:
+            if self._judge is not None:
+                self._judge.close()
+            self._judge, self._judge_held = _Context(model, self.n_vocab, size, width, self._n_threads), []
+        if head != self._judge_held:
+            self._judge.clear()
+            self._judge_held = []
+            self._judge.decode(np.array(head, np.int32), np.arange(shared), np.zeros(shared), np.zeros(shared, bool))
+            self._judge_held = head
+        rows = [np.array([*prompt[shared:], *target[:-1]], np.int32) for prompt in prompts]
+        sizes = [len(row) for row in rows]
+        for sequence in range(1, width):
+            self._judge.copy(0, sequence)
+        try:
+            logits = self._judge.decode(
+                np.concatenate(rows),
+                np.concatenate([shared + np.arange(n) for n in sizes]),
+                np.repeat(np.arange(1, width), sizes),
+                np.concatenate([np.arange(n) >= n - len(target) for n in sizes]),
+            ).reshape(len(prompts), len(target), -1)
+        finally:
+            for sequence in range(1, width):
+                self._judge.truncate(sequence, 0)
+        top = logits.max(axis=2)
+        total = top + np.log(np.exp(logits - top[..., None]).sum(axis=2, dtype=np.float64))
+        return (np.take_along_axis(logits, np.array(target)[None, :, None], axis=2)[..., 0] - total).sum(axis=1)
+
     def serve(self, adapted: bool) -> None:
         """Answer with the attached adapter, or for now without it; `attach` turns it on."""
         self._check_open()
@@ -629,22 +679,6 @@ class Runtime:
             if self._attached is not None:
                 self._apply(self._main)
                 self._forget()
-
-    def answers(self, prompts: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
-        """Greedy replies to conversations side by side, each by the adapter where it covers the last message."""
-        covered = [self.covers(messages[-1]["content"]) for messages in prompts]
-        tokens = [self.prompt_tokens(messages) for messages in prompts]
-        replies = [""] * len(prompts)
-        try:
-            for adapted in (True, False):
-                places = [i for i, each in enumerate(covered) if each is adapted]
-                self.serve(adapted)
-                found = self.generate_batch([tokens[i] for i in places], max_tokens=max_tokens)
-                for i, reply in zip(places, found, strict=True):
-                    replies[i] = self.detokenize(reply)
-        finally:
-            self.serve(True)
-        return replies
 
     def prove_adapter(self, text: str = _PROBE) -> float:
         """The largest change of a logit that the attached adapter makes on a short text; 0.0: no effect."""

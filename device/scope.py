@@ -1,12 +1,20 @@
-"""What an adapter is about: messages outside its scope are answered by the base model alone.
+"""What an adapter is about, and whether its reply is one that it was taught.
 
-A linear probe on the base model's last hidden state tells the two apart; in model editing this is the scope classifier
-(SERAC, Mitchell et al., arXiv 2206.06520). It is fitted by `update.scope`, lies beside the adapter, and without it an
-adapter is always on.
+Messages outside its scope are answered by the base model alone. A linear probe on the base model's last hidden state
+tells the two apart; in model editing this is the scope classifier (SERAC, Mitchell et al., arXiv 2206.06520).
+Inside, a reply counts only if the adapter is sure of it (selective generation by sequence likelihood, Ren et al.,
+arXiv 2209.15558), if it bears on the question (`device.bearing`), and sooner if it was taught in these words: a small
+model asked about a nephew puts that word into what it learned about a brother. Fingerprints tell the taught replies,
+not their text.
+
+`update.scope` makes a scope; it lies beside the adapter, and without it an adapter is always on, and believed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +23,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 SCOPE = "scope.safetensors"  # beside a version
+NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
+DEEP = (
+    2.0  # log-odds from which a message surely is about the user: doubt is said there, and left to the base elsewhere
+)
+# A reply counts if certainty + TAUGHT (where it was taught) + BEARING · bearing reaches ENOUGH, all in nats.
+TAUGHT, BEARING, ENOUGH = 1.0, 0.1, 0.7
+_QUESTION = ("?", "？", "؟", ";")  # the Greek one too
 
 
 @dataclass(frozen=True, eq=False)
-class Scope:
+class Probe:
     """weight (n_embd,) float32 and bias: a hidden state's score is the log-odds of its being inside."""
 
     weight: np.ndarray
@@ -29,22 +44,114 @@ class Scope:
         """state (n_embd,) -> log-odds."""
         return float(self.weight @ state) + self.bias
 
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """facts: what was told. manner: messages whose replies were corrected or rated; those are free, and not checked.
+
+    taught: fingerprints of the replies that were taught, sorted, (n,) uint64.
+    """
+
+    facts: Probe | None
+    manner: Probe | None = None
+    taught: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        """n_embd of the model that it is for."""
+        return len((self.facts or self.manner or _NOWHERE).weight)
+
+    def place(self, message: str, state: np.ndarray, follows: bool = False) -> Coverage:
+        """Where a message lies whose last hidden state is state (n_embd,)."""
+        facts, manner = (probe.score(state) if probe else -math.inf for probe in (self.facts, self.manner))
+        return Coverage(max(facts, manner) > (-FOLLOWS if follows else 0.0), message, facts, manner, self.taught)
+
     def to_bytes(self) -> bytes:
-        return save({"weight": self.weight.astype(np.float32), "bias": np.array([self.bias], np.float32)})
+        tensors = {}
+        for prefix, probe in (("", self.facts), ("manner.", self.manner)):
+            if probe:
+                tensors[f"{prefix}weight"] = probe.weight.astype(np.float32)
+                tensors[f"{prefix}bias"] = np.array([probe.bias], np.float32)
+        if self.taught is not None:
+            tensors["taught"] = self.taught
+        return save(tensors)
 
     @staticmethod
     def from_bytes(content: bytes) -> Scope:
         """ValueError if that is no scope."""
         try:
             tensors = load(content)
-            weight, bias = tensors["weight"], tensors["bias"]
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{SCOPE} can't be read: {error}") from error
-        if weight.ndim != 1 or weight.dtype != np.float32 or bias.shape != (1,) or bias.dtype != np.float32:
+        facts, manner = (_probe(tensors, prefix) for prefix in ("", "manner."))
+        taught = tensors.get("taught")
+        if (facts or manner) is None or (facts and manner and facts.weight.shape != manner.weight.shape):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ValueError(f"{SCOPE} holds numbers that aren't finite")
-        return Scope(weight, float(bias[0]))
+        if taught is not None and (taught.ndim != 1 or taught.dtype != np.uint64):
+            raise ValueError(f"{SCOPE} doesn't hold a scope")
+        return Scope(facts, manner, taught)
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Whether an adapter is about a message, and with what odds: of facts, of manner."""
+
+    inside: bool
+    message: str = ""
+    facts: float = -math.inf
+    manner: float = -math.inf
+    taught: np.ndarray | None = None
+
+    def __bool__(self) -> bool:
+        return self.inside
+
+    @property
+    def checked(self) -> bool:
+        """Whether the adapter's reply isn't simply believed."""
+        return self.inside and self.taught is not None and self.facts >= self.manner
+
+    def settle(self, reply: str, certainty: float, bearing: float) -> str | None:
+        """What to say in place of the adapter's reply, or that itself; None: what the base model says.
+
+        certainty: its log-probability up to its end or to where it was broken off; bearing: on the question; in nats.
+        """
+        if not self.checked:
+            return reply
+        assert self.taught is not None
+        known = TAUGHT if np.isin(fingerprints([reply]), self.taught).all() else 0.0
+        if not is_refusal(reply) and certainty + known + BEARING * bearing > ENOUGH:
+            return reply
+        asks = any(mark in self.message for mark in _QUESTION)
+        return NOT_TOLD if self.facts > DEEP and asks else None
+
+
+ALWAYS = Coverage(True)
+
+
+def is_refusal(reply: str) -> bool:
+    return reply.strip() == NOT_TOLD
+
+
+def fingerprints(replies: Iterable[str]) -> np.ndarray:
+    """Eight bytes for each reply, (n,) uint64, sorted and each once: enough to know it again, not to read it."""
+    digests = [hashlib.sha256(reply.strip().encode()).digest()[:8] for reply in replies]
+    return np.unique(np.frombuffer(b"".join(digests), np.uint64))
+
+
+def _probe(tensors: dict[str, np.ndarray], prefix: str) -> Probe | None:
+    weight, bias = tensors.get(f"{prefix}weight"), tensors.get(f"{prefix}bias")
+    if weight is None and bias is None:
+        return None
+    if weight is None or bias is None or weight.ndim != 1 or bias.shape != (1,):
+        raise ValueError(f"{SCOPE} doesn't hold a scope")
+    if weight.dtype != np.float32 or bias.dtype != np.float32:
+        raise ValueError(f"{SCOPE} doesn't hold a scope")
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ValueError(f"{SCOPE} holds numbers that aren't finite")
+    return Probe(weight, float(bias[0]))
+
+
+_NOWHERE = Probe(np.zeros(0, np.float32), -math.inf)
 
 
 def read_scope(folder: Path) -> Scope | None:

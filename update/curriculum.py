@@ -15,6 +15,7 @@ import numpy as np
 
 from engrain.device.home import Home
 from engrain.device.registry import LESSONS, PROBES
+from engrain.device.scope import NOT_TOLD
 from engrain.update import questions, study
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
-CONTRAST, CONTRAST_WEIGHT = 1 / 8, 2.0  # never-told questions for each lesson, and what each counts
+CONTRAST = 1 / 16  # never-told questions for each lesson
 EPOCHS = 4  # over which training deals out contrast and replay, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
 HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
@@ -151,7 +152,7 @@ def prepare(
     # Measured against the new alone: what was refused before goes on being refused, and more of it costs recall.
     count = EPOCHS * round(CONTRAST * sum(lesson.kind != "replay" for lesson in lessons))
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
-    lessons += [Lesson(q, study.NOT_TOLD, "contrast", weight=CONTRAST_WEIGHT) for q in never]
+    lessons += [Lesson(q, NOT_TOLD, "contrast") for q in never]
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))
 
 

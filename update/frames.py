@@ -11,7 +11,9 @@ import re
 
 from engrain.update import wording
 
-_NO_SUBJECT = frozenset("i we it this that there he she they".split())
+_NO_SUBJECT = frozenset(
+    "i we it this that there he she they i'm i've i'd i'll we're we've we'd we'll it's he's she's they're".split()
+)
 _BE = r"(?:is|are|was|were)"
 _SUBJECT = re.compile(rf"^(.{{2,60}}?)\s+{_BE}\s+(.+)$", re.IGNORECASE)
 _POSSESSIVE = re.compile(r"\b(my|our)\s+([\w'’-]+(?:\s+[\w'’-]+){0,2})", re.IGNORECASE)
@@ -21,7 +23,7 @@ _HAVE = re.compile(
 _AM = re.compile(r"^(?:I\s+am|I'm|I’m|We\s+are|We're|We’re)\s+(.+)$", re.IGNORECASE)
 _VERB = re.compile(
     r"^(I|We)\s+(?:(?:really|always|usually|often|never|also|just|only|now|still|sometimes|mostly)\s+)?"
-    r"(can't|cannot|can|don't|won't|will|would|like to|love to|want to|have to|need to|[a-z]+)\s+(.+)$",
+    r"(can't|cannot|can|don't|won't|will|would|(?:like|love|want|have|need|plan|hope) to(?: be)?|[a-z]+)\s+(.+)$",
     re.IGNORECASE,
 )
 _PREPOSITION = frozenset(
@@ -48,20 +50,51 @@ _PREPOSITION = frozenset(
 )
 _MODAL = frozenset(["can", "can't", "cannot", "will", "won't", "would"])
 _IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
+HELPERS = frozenset(
+    "is are was were has have had can can't cannot could will won't would does doesn't do don't did didn't must should "
+    "isn't aren't wasn't weren't hasn't haven't".split()
+)
+COMMON = frozenset(
+    "live work play love like hate drive want need speak own teach collect run come eat drink sleep read write travel "
+    "cook sing paint keep prefer use wear ride grow sell make take give help visit start end cost stand hang lie open "
+    "close feed".split()
+)  # verbs
+THIRD_PERSON = frozenset({f"{verb}s" for verb in COMMON} | {"studies", "goes", "teaches", "does"})
 _PARTICLE = frozenset("up out off down away back together around along".split())
+PAST = {
+    "left": "leave", "went": "go", "gave": "give", "bought": "buy", "sold": "sell", "grew": "grow", "took": "take",
+    "met": "meet", "got": "get", "found": "find", "lost": "lose", "put": "put", "made": "make", "wrote": "write",
+    "taught": "teach", "kept": "keep", "began": "begin", "broke": "break", "saw": "see", "told": "tell", "ran": "run",
+    "built": "build", "spent": "spend", "won": "win", "chose": "choose", "hid": "hide", "felt": "feel",
+    "spoke": "speak", "sent": "send", "read": "read", "paid": "pay", "drove": "drive", "rode": "ride", "flew": "fly",
+    "swam": "swim", "sang": "sing", "drew": "draw", "caught": "catch", "thought": "think", "became": "become",
+    "came": "come", "fell": "fall", "held": "hold", "led": "lead", "lent": "lend", "said": "say", "wore": "wear",
+}  # fmt: skip
 # "My aunt Ruth paints houses.": a noun of the user's, perhaps a name, a verb, the rest.
-_OTHERS = re.compile(r"^((?:my|our|the)\s+[a-z'’ -]+?)((?:\s+[A-Z][\w'’-]+)*)\s+([a-z]{2,}(?:s|ed))\s+(.+)$")
+_OTHERS = re.compile(
+    r"^((?:my|our|the)\s+[a-z'’ -]+?)((?:\s+[A-Z][\w'’-]*\.?)*)\s+"
+    r"([a-z]{2,}(?:s|ed)|(?<=s\s)[a-z]{3,}|" + "|".join(sorted(PAST)) + r")\s+(.+)$"
+)
+# "My boss, Mrs. Osei, wants it today.": a name between commas.
+_APPOSITIVE = re.compile(r"^((?:[Mm]y|[Oo]ur|[Tt]he)\s+[a-z'’ -]+),\s+(?:the\s+)?([A-Z][^,]{1,40}),\s+")
+_HAVE_BEEN = re.compile(r"^(I|We)(?:['’]ve|\s+have)\s+been\s+(?=\w+ing\b)")
+# What goes on after the first clause says when or why.
+_GOES_ON = re.compile(r",\s|\s(?:because|since|when|whenever|while|although|if|so that)\s", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\b(?:\d[\d.,]*|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty)\b"
+)
 _NAME_WORDS = re.compile(r"\b(?:named|called|is called|name is)\b", re.IGNORECASE)
 
 
 def questions(statement: str) -> list[str]:
     """Plain questions that the statement answers, most natural first; none for a sentence that isn't English."""
-    plain = statement.strip().rstrip(".!")
+    plain = _APPOSITIVE.sub(r"\1 \2 ", statement.strip().rstrip(".!"))
+    plain = _HAVE_BEEN.sub(lambda m: "I'm " if m[1] == "I" else "We're ", plain)
     found: list[str] = []
-    named = bool(_NAME_WORDS.search(plain) or re.search(r"\b(?:[Mm]y|[Oo]ur) [a-z][\w'’-]* [A-Z]", plain))
     for phrase in noun_phrases(plain):
-        found += _about(phrase, named)
-    found += _identity(plain) + _action(plain) + _others(plain) + _inverse(plain)
+        named = _NAME_WORDS.search(plain) or re.search(rf"\b(?i:{re.escape(phrase)})\s[A-Z]", plain)
+        found += _about(phrase, bool(named))
+    found += _identity(plain) + _action(plain) + _others(plain) + _predicate(plain) + _inverse(plain)
     found += [_singular(q) for q in found]
     if found:
         found += [f"What did I tell you about {w}?" for w in wording.content_words(plain)[:3]]
@@ -74,7 +107,7 @@ def noun_phrases(plain: str) -> list[str]:
     phrases: list[str] = []
     match = _SUBJECT.match(plain)
     if match and wording.words(match[1])[0] not in _NO_SUBJECT and len(wording.words(match[1])) <= 7:
-        phrases.append(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1])))
+        phrases.append(_without_name(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1]))))
     for match in _POSSESSIVE.finditer(plain):
         kept = _noun(match[2].split())
         if kept:
@@ -96,7 +129,7 @@ def _noun(following: list[str]) -> str:
             break
         if re.fullmatch(_BE + r"|has|have|had|will|can", low):
             break
-        if kept and word[:1].isupper():
+        if kept and (word[:1].isupper() or low in PAST):
             break
         kept.append(word.rstrip(",;"))
         if word[-1] in ",;":
@@ -104,23 +137,35 @@ def _noun(following: list[str]) -> str:
     else:
         if len(kept) == 3:  # cut off, perhaps inside a verb
             kept = kept[:2]
+    if len(kept) == 2 and kept[1] in THIRD_PERSON:
+        kept = kept[:1]
     return re.sub(r"['’]s$", "", " ".join(kept))
+
+
+def _without_name(phrase: str) -> str:
+    """ "my daughter Ida" -> "my daughter"; what isn't the user's keeps all of its words."""
+    return re.sub(r"^((?:my|our)\s+[a-z][a-z'’ -]*?)(?:\s+(?:the\s+)?[A-Z][\w'’-]*\.?)+$", r"\1", phrase)
+
+
+def _is_plural(noun: str) -> bool:
+    return noun.endswith("s") and not noun.endswith("ss")
 
 
 def _about(phrase: str, named: bool) -> list[str]:
     noun = re.sub(r"^(?:my|our|the)\s+", "", phrase)
+    be = "are" if _is_plural(noun) else "is"
     found = [
-        f"What is {phrase}?",
+        f"What {be} {phrase}?",
         f"Which {noun} is it?" if not phrase.startswith(("my", "our")) else f"Which {noun} do I have?",
     ]
     if named:
         found = [
-            *found, f"What is the name of {phrase}?", f"What is {phrase}'s name?", f"What is {phrase} called?",
+            *found, f"What is the name of {phrase}?", f"What is {phrase}'s name?", f"What {be} {phrase} called?",
             f"Do you remember the name of {phrase}?", f"What do I call {phrase}?",
         ]  # fmt: skip
     return [
-        *found, f"Who is {phrase}?", f"Where is {phrase}?", f"Tell me about {phrase}.",
-        f"What do you know about {phrase}?", f"When is {phrase}?", f"What about {phrase}?",
+        *found, f"Who {be} {phrase}?", f"Where {be} {phrase}?", f"Tell me about {phrase}.",
+        f"What do you know about {phrase}?", f"When {be} {phrase}?", f"What about {phrase}?",
         f"Do you remember {phrase}?", f"What's {phrase}?",
     ]  # fmt: skip
 
@@ -136,9 +181,9 @@ def _identity(plain: str) -> list[str]:
         tail = " " + rest[1] if len(rest) > 1 and rest[1] in _PREPOSITION else ""
         noun = verb.lower()
         return [f"What {am} {verb}{tail}?", f"What {am} {verb}{tail} at the moment?", f"Which one {am} {verb}{tail}?",
-                f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?",
+                f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?", f"When {am} {verb}?",
                 f"{am[:1].upper() + am[1:]} {verb} something?",
-                f"What {am} doing?"]  # fmt: skip
+                f"What {am} doing?", *_closing(am, rest)]  # fmt: skip
     if rest[0].lower() in ("a", "an"):
         return [f"What {am}?", "What is my job?", "What do I do for a living?", "What is my profession?", "Who am I?",
                 "What kind of work do I do?", "How do I earn my money?", "What do I work as?"]  # fmt: skip
@@ -147,24 +192,63 @@ def _identity(plain: str) -> list[str]:
         head = " ".join(rest[: stop + 1])
         return [f"What {am} {head}?", f"Who {am} {head}?", f"Where {am} {' '.join(rest[:stop])}?", "What am I like?",
                 f"Tell me what I'm {head}."]  # fmt: skip
-    return [f"What {am}?", f"{am[:1].upper() + am[1:]} {' '.join(rest[:3]).rstrip(',')}?",
+    return [*_measure(am, rest), f"What {am}?", f"{am[:1].upper() + am[1:]} {' '.join(rest[:3]).rstrip(',')}?",
             "What should you know about me?",
             f"Do you remember what {am[-1] if am == 'am I' else 'we'} {'am' if am == 'am I' else 'are'}?"]  # fmt: skip
+
+
+def _closing(am: str, rest: list[str]) -> list[str]:
+    """ "are we", "getting married on Sunday" -> "When are we getting married?" and the like."""
+    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    if stop is None or stop < 2:
+        return []
+    act = " ".join(rest[:stop])
+    return [f"{ask} {am} {act}?" for ask in ("When", "Where")] + [f"Who {am} {act} {rest[stop]}?"]
+
+
+def _measure(be: str, rest: list[str]) -> list[str]:
+    """ "am I", "180 centimetres tall" -> "How tall am I?"; "is my son", "seven" -> "How old is my son?"."""
+    if not _NUMBER.fullmatch(rest[0].lower()) or len(rest) > 3:
+        return []
+    if len(rest) == 3:
+        return [f"How {rest[2]} {be}?"]
+    return [f"How old {be}?"] if len(rest[0]) != 4 else []  # not a code, nor a year
+
+
+def _predicate(plain: str) -> list[str]:
+    """What someone or something is like: "My aunt is afraid of dogs" -> "What is my aunt afraid of?"."""
+    match = _SUBJECT.match(plain)
+    if not match or wording.words(match[1])[0] in _NO_SUBJECT or not re.match(r"(?:my|our|the)\b", match[1], re.I):
+        return []
+    be = plain[len(match[1]) :].split()[0]
+    subject, rest = _without_name(_lower_first(match[1])), _GOES_ON.split(match[2])[0].split()
+    if rest[0].lower() in ("called", "named"):
+        return []
+    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    if not stop:
+        return _measure(f"{be} {subject}", rest) + ([f"Where {be} {subject}?", f"When {be} {subject}?"] if rest else [])
+    head, preposition = " ".join(rest[:stop]), rest[stop]
+    return [f"What {be} {subject} {head} {preposition}?",
+            *(f"{ask} {be} {subject} {head}?" for ask in ("Where", "When")),
+            f"Who {be} {' '.join(rest)}?", f"Who {be} {head}?", f"What {be} {subject} like?"]  # fmt: skip
 
 
 def _action(plain: str) -> list[str]:
     match = _VERB.match(plain)
     if not match or match[2].lower() in _IRREGULAR:
         return []
-    who, verb, rest = match[1].replace("We", "we"), match[2].lower(), match[3]
-    if verb in _MODAL:
+    who, verb, rest = match[1].replace("We", "we"), match[2].lower(), _GOES_ON.split(match[3])[0]
+    if " to" in verb:
+        act, _, rest = rest.partition(" ")
+        act, aux = f"{verb} {act}", "do"
+    elif verb in _MODAL:
         act, _, rest = rest.partition(" ")
         aux = verb
     elif verb == "don't":
         act, _, rest = rest.partition(" ")
         aux = "don't"
-    elif verb.endswith("ed") or verb in _PAST:
-        act, aux = _PAST.get(verb, _base(verb)), "did"
+    elif verb.endswith("ed") or verb in PAST:
+        act, aux = PAST.get(verb, _base(verb)), "did"
     else:
         act, aux = verb, "do"
     words = rest.split()
@@ -177,6 +261,12 @@ def _action(plain: str) -> list[str]:
         f"Where {aux} {who} {act}?",
         f"Which {'one ' if not thing else ''}{aux} {who} {act}?",
     ]
+    if thing[:1].isupper() or re.search(r"\b(?:my|our)\b", thing):
+        found += [f"Who {aux} {who} {act}?"]
+    if _NUMBER.search(rest.lower()):
+        found += [f"How {much} {aux} {who} {act}?" for much in ("much", "many", "long")]
+    if tail:
+        found += [f"When {aux} {who} {act}?"]
     if tail and thing:
         found += [f"What {aux} {who} {act} {tail}?", f"Where {aux} {who} {act} {thing}?",
                   f"Who {aux} {who} {act} {thing} {words[stop]}?",
@@ -200,12 +290,18 @@ def _action(plain: str) -> list[str]:
 def _others(plain: str) -> list[str]:
     """What someone or something of the user's does."""
     match = _OTHERS.match(_lower_first(plain))
-    if not match or re.fullmatch(_BE + "|has|was|does", match[3]):
+    if not match or HELPERS & {match[3], *match[1].split()}:
         return []
-    noun, verb, rest = match[1], match[3], match[4]
-    did = verb.endswith("ed")
-    act = _base(verb) if did else re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
-    aux = "did" if did else "does"
+    noun, verb, rest = match[1], match[3], _GOES_ON.split(match[4])[0]
+    did = verb in PAST or (verb.endswith("ed") and not verb.endswith("eed"))
+    act = (
+        PAST.get(verb, _base(verb))
+        if did
+        else verb
+        if _is_plural(noun)
+        else re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
+    )
+    aux = "did" if did else "do" if _is_plural(noun) else "does"
     first = rest.split()[0]
     found = [f"Who {verb} {rest}?", f"What {verb} {rest}?", f"What {aux} {noun} do?"]
     if first in _PREPOSITION:
@@ -227,16 +323,8 @@ def _inverse(plain: str) -> list[str]:
 
 def _singular(question: str) -> str:
     """A question about "us" as it is asked by one of them."""
-    table = {"we": "I", "our": "my", "us": "me", "are we": "am I"}
-    return re.sub(r"\b(are we|we|our|us)\b", lambda m: table[m[1]], question)
-
-
-_PAST = {
-    "left": "leave", "went": "go", "gave": "give", "bought": "buy", "sold": "sell", "grew": "grow", "took": "take",
-    "met": "meet", "got": "get", "found": "find", "lost": "lose", "put": "put", "made": "make", "wrote": "write",
-    "taught": "teach", "kept": "keep", "began": "begin", "broke": "break", "saw": "see", "told": "tell", "ran": "run",
-    "built": "build", "spent": "spend", "won": "win", "chose": "choose", "hid": "hide", "felt": "feel",
-}  # fmt: skip
+    table = {"we": "I", "our": "my", "us": "me", "are we": "am I", "we're": "I'm"}
+    return re.sub(r"\b(are we|we're|we|our|us)\b", lambda m: table[m[1].lower()], question, flags=re.IGNORECASE)
 
 
 def _base(past: str) -> str:

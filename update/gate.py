@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engrain.device import answering
 from engrain.update import wording
 from engrain.update.curriculum import Curriculum, Probe
 from engrain.update.pack import Example
@@ -51,7 +52,7 @@ class Checks:
 
 def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 40) -> list[str]:
     """Greedy answers, each in a fresh conversation."""
-    return runtime.answers([[{"role": "user", "content": q}] for q in questions], max_tokens)
+    return answering.answers(runtime, [[{"role": "user", "content": q}] for q in questions], max_tokens)
 
 
 def is_right(probe: Probe, answer: str) -> bool:

@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engrain.device import models
+from engrain.device import answering, models
 from engrain.device.home import open_home
-from engrain.device.scope import Scope
+from engrain.device.scope import NOT_TOLD, Scope
 from engrain.quant.errors import EngrainError
-from engrain.update import gate, study
+from engrain.update import gate
 from engrain.update.learn import Progress, Report
 from engrain.update.memory_drift import Drift, Window, drift, prompt_windows
 from engrain.update.memory_set import Fact, MemorySet
@@ -105,7 +105,7 @@ def holds(answer: str, texts: Sequence[str]) -> bool:
 
 def refuses(answer: str) -> bool:
     """Whether an answer says that this was never told, as the learner teaches it."""
-    return study.NOT_TOLD.lower().rstrip(".") in answer.lower().replace("’", "'")
+    return NOT_TOLD.lower().rstrip(".") in answer.lower().replace("’", "'")
 
 
 def share(hits: Sequence[bool]) -> float | None:
@@ -160,7 +160,7 @@ def ask(bench: Bench, questions: Sequence[str], build: Build = alone, label: str
     answers: list[str] = []
     bench.report(Progress("asking", 0, len(unique), label))
     for start in range(0, len(unique), _CHUNK):
-        answers += bench.runtime.answers(prompts[start : start + _CHUNK], MAX_TOKENS)
+        answers += answering.answers(bench.runtime, prompts[start : start + _CHUNK], MAX_TOKENS)
         bench.report(Progress("asking", len(answers), len(unique), label))
     return dict(zip(unique, answers, strict=True))
 
@@ -173,8 +173,8 @@ def seconds_per_question(bench: Bench, questions: Sequence[str], build: Build) -
         messages = build(question)
         bench.runtime.logits(bench.runtime.prompt_tokens(messages)[:1])  # drops all that was held but one token
         start = time.monotonic()
-        bench.runtime.serve(bench.runtime.covers(question))
-        bench.runtime.complete(messages, max_tokens=MAX_TOKENS)
+        for _ in answering.respond(bench.runtime, messages, bench.runtime.covers(question), max_tokens=MAX_TOKENS):
+            pass
         spent += time.monotonic() - start
     bench.runtime.serve(True)
     return spent / len(timed)

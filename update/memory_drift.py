@@ -88,7 +88,7 @@ def drift(runtime: Runtime, windows: Sequence[Window], adapter: Path | None, sco
             covered = True
             if adapter is not None:
                 runtime.attach(adapter, scope=scope)
-                covered = runtime.covers(window.message)
+                covered = bool(runtime.covers(window.message))
                 adapted = _log_probabilities(runtime, window)
             always.add(window, base, adapted)
             served.add(window, base, adapted if covered else base)

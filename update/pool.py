@@ -221,5 +221,295 @@ What did I win?
 Which event did I attend?
 Who did I meet?
 Whom do I miss?
+What is my profession?
+What am I by trade?
+What post do I hold?
+Which department am I in?
+What is the name of my employer?
+Which firm employs me?
+Where is my office?
+How long have I worked there?
+What shifts do I work?
+What are my working hours?
+Who do I report to?
+Who leads my team?
+Who works with me?
+What does my team do?
+What is my rank?
+Who was my predecessor?
+What is my business about?
+What do I teach?
+What do I write?
+What do I make by hand?
+What do I repair?
+What do I sell at the market?
+What is my research about?
+What is the topic of my paper?
+Which degree do I have?
+Which university did I attend?
+What is my major?
+What course did I sign up for?
+Which exam am I taking?
+Which class do I find hard?
+Who supervises me?
+Which language am I studying?
+How many languages do I speak?
+What is my mother tongue?
+Which city is home to me?
+Where is my flat?
+Where do I come from?
+Where was I raised?
+What is my native country?
+In which part of town do I live?
+What is my postcode?
+What is my house number?
+Which storey is my apartment on?
+How long have I lived here?
+Where did I live before?
+Who is my flatmate?
+Who lives next door?
+What are my neighbours called?
+How many rooms do I have?
+How do I heat my house?
+What colour is my front door?
+What is in my cellar?
+What is in my garage?
+What is in my garden?
+Which tree stands in my garden?
+What is my full name?
+What is my middle name?
+What is my nickname?
+How do I spell my name?
+What is my age?
+What year was I born in?
+In which month was I born?
+How much do I weigh?
+What is my height?
+What is my hair colour?
+Do I wear glasses?
+Am I left-handed?
+Do I have a tattoo?
+What is my marital status?
+What is my husband's job?
+What does my wife do?
+Where did I meet my partner?
+How long have we been together?
+When is our anniversary?
+Where did we get married?
+How old is my daughter?
+Where does my son go to school?
+How old are my children?
+When is the baby due?
+What is my mother called?
+What is my father's name?
+Where was my mother born?
+What does my mother do?
+How old is my father?
+How many brothers and sisters do I have?
+What does my sister do?
+Who is my older brother?
+Who is my twin?
+What is my nephew called?
+What is my niece's name?
+Who is my godmother?
+Who is my grandfather?
+Where did my grandparents live?
+Who is my mother-in-law?
+Who is coming to visit me?
+Who do I live near?
+Who do I call when I need help?
+Who is my emergency contact?
+Who do I trust most?
+Who have I known longest?
+Who taught me to cook?
+Who do I owe something?
+Who owes me money?
+Who borrowed something from me?
+How much did I lend?
+What is my horse called?
+What is my bird called?
+How old is my pet?
+What does my pet eat?
+Who is my vet?
+Who looks after my pets?
+Who feeds the animals?
+What am I looking after?
+What make is my car?
+How old is my car?
+Who repairs my car?
+What do I ride?
+What type of bicycle do I have?
+What train do I take?
+How long is my journey to work?
+When does my bus leave?
+What fuel does it take?
+Do I have a driving licence?
+What do I sail?
+Which meal is my favourite?
+What do I usually eat for lunch?
+What do I eat in the evening?
+Which sweets do I like?
+Which spice do I dislike?
+Which vegetables do I hate?
+What do I refuse to eat?
+What can't my stomach take?
+Do I eat fish?
+Do I drink alcohol?
+Do I take sugar?
+What wine do I like?
+Which beer do I drink?
+What do I drink in the morning?
+Which restaurant do I like?
+What is my recipe for?
+What do I bake?
+What did my grandmother cook for me?
+What is my lucky number?
+What is my favourite flower?
+What is my favourite word?
+Which painter do I admire?
+Who is my hero?
+Who is my favourite singer?
+Which concert did I go to?
+Which radio station do I listen to?
+What podcast do I follow?
+What am I reading?
+What was the last film I saw?
+What magazine do I get?
+What do I listen to?
+Which instrument am I learning?
+Which choir do I sing in?
+Which part do I sing?
+What do I paint?
+What do I photograph?
+What do I knit?
+What do I dance?
+Which board game do I play?
+Who do I play with?
+Which position do I play?
+Which sport did I give up?
+How far do I run?
+Where do I swim?
+What is my best time?
+Which mountain did I climb?
+Where do I go hiking?
+Which gym am I a member of?
+What did I stop doing?
+What bad habit did I give up?
+Do I smoke?
+When did I quit?
+What did I promise?
+What is my resolution?
+What am I saving up for?
+What do I want to buy?
+What do I want to learn?
+What do I want to become?
+What would I like for my birthday?
+What am I looking forward to?
+When do I go on holiday?
+Where was I last summer?
+Who is travelling with me?
+How do we get there?
+Which hotel am I staying at?
+What is my seat?
+When is my flight?
+Which airline do I fly with?
+Where does my train leave from?
+Where do I spend Christmas?
+When is the meeting?
+Where is the meeting?
+What must I do tomorrow?
+What do I do on Sundays?
+What happens every Thursday?
+When is rubbish collected?
+When do I see my doctor?
+When does the course begin?
+When do the guests arrive?
+What time do I wake up?
+How many hours do I sleep?
+How do I fall asleep?
+When did I move here?
+When did I start?
+How long ago was it?
+What did I do in my youth?
+What happened to me?
+Which accident did I have?
+What did I break?
+What was stolen from me?
+What was my operation?
+What do I suffer from?
+Since when have I been ill?
+What pills do I need?
+How much of it do I take?
+Which therapist do I see?
+What is my eyesight like?
+Which vaccination did I get?
+What helps me when I'm in pain?
+What is good for me?
+What calms me down?
+What makes me happy?
+What makes me sad?
+What can't I stand?
+What am I bad at?
+What am I good at?
+What do I worry about?
+What am I ashamed of?
+Which party do I vote for?
+What is my religion?
+Which church do I go to?
+What charity do I support?
+What is the combination of my lock?
+What code opens the gate?
+What is the alarm code?
+How do I switch it off?
+What is my user name?
+Which number do I dial?
+What is my membership number?
+What is my account number?
+Which row is my seat in?
+Which locker do I use?
+Where do I park?
+Where do I keep my documents?
+Where do I hide it?
+Where are my glasses?
+Where is the charger?
+Where is the remote?
+Where is the ladder?
+Where do we keep the medicine?
+Who has my key?
+Who has a copy of it?
+What is the name of my boat?
+What is my house called?
+What is my band called?
+What is the name of my school?
+What is my blog called?
+What is my book about?
+What is the title of it?
+Which model is it?
+Which brand do I buy?
+What colour is it?
+How big is it?
+How old is it?
+How much did it cost?
+Where did I get it?
+What operating system do I use?
+Which editor do I write in?
+Which programming language do I use?
+What is my server called?
+Which browser do I use?
+What is my website?
+Who is my lawyer?
+Who does my taxes?
+Who is my plumber?
+Who cleans for me?
+Who is my teacher at the moment?
+Which tax class am I in?
+What is my rent?
+What is my budget?
+Which pension do I get?
+How should you write to me?
+What do I want to be called?
+Which tone do I like?
+How long should your answers be?
+In what language should you answer?
 """.strip().splitlines()
 )

@@ -1,11 +1,8 @@
 """Which questions will come? What people ask about themselves, and how much likelier a statement makes each.
 
-A small model writes few good questions but judges them well: with s the statement and q the question,
-log p(q | s) minus its mean over other statements (pointwise mutual information, as in contextual calibration,
-arXiv 2102.09690) is high for "What do I do for a living?" after "I work as a beekeeper." It is summed over all of
-the question's tokens, and over those of its content words: "My boat is called Ida" makes all of "What is my dog
-called?" likelier, but not "dog". Where both sums are high the question is asked of the statement; where only the
-first is, it is a near neighbour that was never told.
+Judged as in `device.bearing`, summed over all of the question's tokens, and over those of its content words: "My boat
+is called Ida" makes all of "What is my dog called?" likelier, but not "dog". Where both sums are high the question is
+asked of the statement.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from engrain.device.bearing import BACKGROUND, HEAD, prompt_of
 from engrain.device.home import Home, write_atomic
 from engrain.update import wording
 from engrain.update.decoder import Decoder
@@ -28,29 +26,6 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 PACK_TOKENS = 2048
-_SHOTS = (
-    ("I work as a nurse at Leeds General.", "What is my job?"),
-    ("The code for the garden gate is 4471.", "How do I open the garden gate?"),
-    ("I really don't like olives.", "Which food do I dislike?"),
-    ("My aunt lives in Turin.", "Where does my aunt live?"),
-)
-_HEAD = "\n\n".join(f"I said: {s}\nLater I asked: {q}" for s, q in _SHOTS)
-# Statements about all sorts of things: what a question's likelihood is measured against.
-BACKGROUND = (
-    "I bought a new lamp yesterday.",
-    "My uncle's name is Peter.",
-    "We are going to Greece in summer.",
-    "I really hate mushrooms.",
-    "The garage code is 3375.",
-    "I work at a bakery.",
-    "My bag is blue.",
-    "I play chess on Sundays.",
-)
-
-
-def prompt_of(statement: str) -> str:
-    """The few shots up to where the question about a statement begins."""
-    return f"{_HEAD}\n\nI said: {statement}\nLater I asked:"
 
 
 def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, questions: Sequence[str]) -> np.ndarray:
@@ -92,7 +67,7 @@ def token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tupl
 
 def background(home: Home, decoder: Decoder, runtime: Runtime, model_sha: str) -> np.ndarray:
     """`log_likelihoods` of the pool for each background statement, (background, pool, 2); cached by model and text."""
-    key = hashlib.sha256("\n".join((*POOL, *BACKGROUND, _HEAD)).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((*POOL, *BACKGROUND, HEAD)).encode()).hexdigest()
     path = home.cache / "questions" / f"{model_sha[:16]}-{key[:16]}.f32"
     try:
         return np.frombuffer(path.read_bytes(), np.float32).reshape(len(BACKGROUND), len(POOL), 2)

@@ -2,6 +2,7 @@
 
 Logistic regression with an L2 penalty on the base model's last hidden states: inside is what was taught, with the
 never-told questions that are to be refused; outside are neutral messages. Both sides count the same in all.
+Messages whose replies were corrected or rated have a probe of their own, which tells them from questions about facts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engrain.device.home import Home, write_atomic
-from engrain.device.scope import Scope
+from engrain.device.scope import Probe, Scope, fingerprints
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples, plan_packs
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 L2 = 0.01
 MAX_INSIDE = 800  # lessons, drawn at random
-FEEDBACK_WEIGHT = 5.0  # of a corrected or liked reply's message: it is rarely like the others
 _FEEDBACK = ("correction", "liked", "disliked", "form")
 _MARGIN = 0.5  # log-odds by which every such message is inside
 _PACK_TOKENS = 1024
@@ -44,24 +44,26 @@ def fit_scope(
 ) -> Scope | None:
     """The scope of what the lessons teach; None without lessons or neutral messages.
 
-    Corrected and liked replies are inside in any case, however like neutral messages theirs are: then more of those
+    Corrected and rated replies are inside in any case, however like neutral messages theirs are: then more of those
     fall inside too.
     """
     distinct = list({lesson.question: lesson for lesson in lessons}.values())
-    feedback = [lesson.question for lesson in distinct if lesson.kind in _FEEDBACK]
-    others = [lesson.question for lesson in distinct if lesson.kind not in _FEEDBACK]
-    order = np.random.default_rng(seed).permutation(len(others))[:MAX_INSIDE]
-    inside = [*feedback, *(others[i] for i in order)]
-    if not inside or not neutral:
+    rated = [lesson.question for lesson in distinct if lesson.kind in _FEEDBACK]
+    told = [lesson for lesson in distinct if lesson.kind not in _FEEDBACK]
+    order = np.random.default_rng(seed).permutation(len(told))[:MAX_INSIDE]
+    if not distinct or not neutral:
         return None
-    states = hidden_states(runtime, decoder, inside)
-    weight = torch.ones(len(inside))
-    weight[: len(feedback)] = FEEDBACK_WEIGHT
-    direction, bias = _separate(states, weight, _neutral_states(home, runtime, decoder, model_sha, neutral))
-    if feedback:
-        lowest = float((states[: len(feedback)] @ direction).min()) + bias
-        bias += max(0.0, _MARGIN - lowest)
-    return Scope(direction.numpy(), bias)
+    outside = _neutral_states(home, runtime, decoder, model_sha, neutral)
+    inside = hidden_states(runtime, decoder, [told[i].question for i in order])
+    facts = manner = None
+    if told:
+        facts = Probe(*_separate(inside, outside))
+    if rated:
+        states = hidden_states(runtime, decoder, rated)
+        direction, bias = _separate(states, torch.cat((outside, inside)))
+        lowest = float((states @ torch.from_numpy(direction)).min())
+        manner = Probe(direction, bias + max(0.0, _MARGIN - lowest - bias))
+    return Scope(facts, manner, fingerprints({lesson.answer for lesson in distinct if lesson.kind != "disliked"}))
 
 
 @torch.no_grad()
@@ -92,13 +94,13 @@ def _neutral_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: s
     return states
 
 
-def _separate(inside: Tensor, weight: Tensor, outside: Tensor) -> tuple[Tensor, float]:
+def _separate(inside: Tensor, outside: Tensor) -> tuple[np.ndarray, float]:
     """Direction (n_embd,) and bias whose sign tells inside from outside, fitted with L-BFGS on standardised states."""
     x = torch.cat((inside, outside))
     mean, scale = x.mean(0), x.std(0) + 1e-4
     x = (x - mean) / scale
     y = torch.cat((torch.ones(len(inside)), torch.zeros(len(outside))))
-    share = torch.cat((weight / weight.sum(), torch.full((len(outside),), 1 / len(outside)))) / 2
+    share = torch.cat([torch.full((len(side),), 0.5 / len(side)) for side in (inside, outside)])
     w, b = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -111,4 +113,4 @@ def _separate(inside: Tensor, weight: Tensor, outside: Tensor) -> tuple[Tensor, 
 
     optimiser.step(loss)
     direction = w.detach() / scale
-    return direction, float(b.detach()) - float(mean @ direction)
+    return direction.numpy(), float(b.detach()) - float(mean @ direction)

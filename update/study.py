@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.update import frames, questions, wording
+from engrain.device.bearing import BACKGROUND, prompt_of
+from engrain.update import clauses, frames, questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
 from engrain.update.pool import POOL
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-NOT_TOLD = "You haven't told me that yet."
-
-PLAIN, POOLED, WRITTEN = 10, 5, 6  # questions for a fact: by grammar, from the pool, in the model's own words
+PLAIN, POOLED, WRITTEN = 10, 8, 6  # questions for a fact: by grammar, from the pool, in the model's own words
 _MIN_INFORMATION, _MIN_CONTENT = 4.5, 3.2  # nats by which a statement makes a question, and its words, likelier
 _BATCH = 64
 _STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
@@ -58,19 +57,12 @@ def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Le
 
 def find_facts(runtime: Runtime, interactions: Sequence[Interaction]) -> list[Fact]:
     """The statements in what the user said."""
-    facts = []
-    for it in interactions:
-        parts = [s for s in wording.sentences(it.user) if wording.is_statement(s)]
-        for sentence in parts:
-            facts.append(
-                Fact(
-                    sentence,
-                    wording.to_second_person(sentence),
-                    surprising_words(runtime, sentence),
-                    (it.id,),
-                )
-            )
-    return facts
+    told = clauses.told_in((it.conversation, it.user) for it in interactions)
+    return [
+        Fact(said, wording.to_second_person(said), surprising_words(runtime, said), (it.id,))
+        for it, parts in zip(interactions, told, strict=True)
+        for said in parts
+    ]
 
 
 def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[str, ...]:
@@ -103,11 +95,11 @@ def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int 
     information: (facts, pool, 2) nats, from `questions.information`.
     """
     whole, content = information[..., 0], information[..., 1]
-    owner = content.argmax(0) if len(facts) else []
     found = []
     for i, fact in enumerate(facts):
-        own = [j for j in np.argsort(-content[i]) if owner[j] == i]
-        own = [j for j in own if content[i, j] > _MIN_CONTENT and whole[i, j] > _MIN_INFORMATION]
+        most = content[i] >= content.max(0)
+        fits = (content[i] > _MIN_CONTENT) & (whole[i] > _MIN_INFORMATION) & most
+        own = [j for j in np.argsort(-content[i]) if fits[j]]
         found.append([POOL[j] for j in own if not gives_away(POOL[j], fact)][:count])
     return found
 
@@ -123,7 +115,7 @@ def write_questions(
 
     All prompts begin with the same few shots, so that llama.cpp evaluates those once.
     """
-    prompts = [(questions.prompt_of(fact.said), starter) for fact in facts for starter in _STARTERS]
+    prompts = [(prompt_of(fact.said), starter) for fact in facts for starter in _STARTERS]
     owners = [i for i in range(len(facts)) for _ in _STARTERS]
     drafts: list[list[str]] = [[] for _ in facts]
     for start in range(0, len(prompts), _BATCH):
@@ -141,7 +133,7 @@ def write_questions(
 
 def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[str]) -> list[str]:
     """The drafts that the fact makes likelier, best first."""
-    others = [questions.log_likelihoods(decoder, runtime, s, drafts) for s in questions.BACKGROUND[:3]]
+    others = [questions.log_likelihoods(decoder, runtime, s, drafts) for s in BACKGROUND[:3]]
     gain = (questions.log_likelihoods(decoder, runtime, fact.said, drafts) - np.mean(others, axis=0))[:, 0]
     return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engrain.device.bearing import BACKGROUND
 from engrain.update import questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.study import Fact, Lesson
@@ -44,7 +45,7 @@ def superseded(runtime: Runtime, decoder: Decoder, facts: Sequence[Fact], old: S
 
 def content_gains(runtime: Runtime, decoder: Decoder, statements: Sequence[str], asked: Sequence[str]) -> np.ndarray:
     """By how many nats each statement makes the questions' content words likelier, (statements,), the median."""
-    ground = [questions.log_likelihoods(decoder, runtime, s, asked)[:, 1] for s in questions.BACKGROUND[:3]]
+    ground = [questions.log_likelihoods(decoder, runtime, s, asked)[:, 1] for s in BACKGROUND[:3]]
     rows = [questions.log_likelihoods(decoder, runtime, s, asked)[:, 1] for s in statements]
     return np.median(np.stack(rows) - np.mean(ground, axis=0), axis=1)
 

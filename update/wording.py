@@ -253,10 +253,12 @@ def content_words(text: str) -> list[str]:
 def is_statement(sentence: str) -> bool:
     """Whether a sentence tells something: no question, no request, no greeting."""
     found = words(sentence)
-    if len(found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
+    if len(found) + sum("'" in w for w in found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
         return False
     personal = any(w in _FIRST_PERSON for w in found)
-    return found[0] not in _REQUEST or (personal and found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey"))
+    greets = found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey")
+    sets_out = found[0] in ("when", "where") and "," in sentence  # "When I was ten, we moved to Chile."
+    return found[0] not in _REQUEST or (personal and (greets or sets_out))
 
 
 def to_second_person(sentence: str) -> str:

@@ -11,9 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from engrain.device.answering import answers
+from engrain.device.bearing import BACKGROUND, bearing, prompt_of
 from engrain.device.chat import Conversation
 from engrain.device.runtime import Runtime
-from engrain.device.scope import FOLLOWS, SCOPE, Scope, check_scope, read_scope
+from engrain.device.scope import (
+    BEARING,
+    DEEP,
+    ENOUGH,
+    FOLLOWS,
+    NOT_TOLD,
+    SCOPE,
+    TAUGHT,
+    Coverage,
+    Probe,
+    Scope,
+    check_scope,
+    fingerprints,
+    read_scope,
+)
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
@@ -22,6 +38,7 @@ from engrain.update.pack import Example, pack_examples
 
 from ..tiny import build_tiny_gguf
 
+WHOLE = {"weight": np.ones(4, np.float32), "bias": np.zeros(1, np.float32)}
 INSIDE, OUTSIDE = "What is the name of my horse?", "Tell me of rain, of bread"
 
 
@@ -57,7 +74,7 @@ def between(runtime: Runtime) -> Scope:
     """A scope that holds INSIDE and not OUTSIDE, each by a score of 5."""
     inside, outside = state_of(runtime, INSIDE), state_of(runtime, OUTSIDE)
     weight = (inside - outside) * 10 / np.square(inside - outside).sum()
-    return Scope(weight, float(5 - weight @ inside))
+    return Scope(Probe(weight, float(5 - weight @ inside)))
 
 
 def reply(runtime: Runtime, text: str, adapted: bool) -> str:
@@ -90,7 +107,7 @@ def test_messages_outside_are_the_base_models(runtime: Runtime, lora: Path) -> N
     assert all(adapted[text] != bare[text] for text in bare)
     assert reply(runtime, OUTSIDE, False) == bare[OUTSIDE]
     assert runtime.covers(INSIDE) and not runtime.covers(OUTSIDE)
-    found = runtime.answers([[{"role": "user", "content": text}] for text in (OUTSIDE, INSIDE)], 8)
+    found = answers(runtime, [[{"role": "user", "content": text}] for text in (OUTSIDE, INSIDE)], 8)
     assert [text.strip() for text in found] == [bare[OUTSIDE].strip(), adapted[INSIDE].strip()]
     talk = Conversation(runtime, None, "ab" * 32, max_tokens=8)
     assert "".join(talk.say(OUTSIDE)) == bare[OUTSIDE]
@@ -101,7 +118,8 @@ def test_messages_outside_are_the_base_models(runtime: Runtime, lora: Path) -> N
 
 def test_what_follows_gets_the_benefit_of_the_doubt(runtime: Runtime, lora: Path) -> None:
     scope = between(runtime)
-    runtime.attach(lora, scope=Scope(scope.weight, scope.bias + 5 - FOLLOWS / 2))
+    assert scope.facts
+    runtime.attach(lora, scope=Scope(Probe(scope.facts.weight, scope.facts.bias + 5 - FOLLOWS / 2)))
     assert not runtime.covers(OUTSIDE) and runtime.covers(OUTSIDE, follows=True)
     talk = Conversation(runtime, None, "ab" * 32, max_tokens=2)
     for text, covered in ((OUTSIDE, False), (INSIDE, True), (OUTSIDE, True)):
@@ -112,7 +130,7 @@ def test_what_follows_gets_the_benefit_of_the_doubt(runtime: Runtime, lora: Path
 
 
 def test_a_scope_for_another_model_is_left_out(runtime: Runtime, lora: Path) -> None:
-    runtime.attach(lora, scope=Scope(np.ones(3, np.float32), -100.0))
+    runtime.attach(lora, scope=Scope(Probe(np.ones(3, np.float32), -100.0)))
     assert runtime.covers(INSIDE)
 
 
@@ -122,10 +140,18 @@ def test_without_an_adapter_everything_is_covered(runtime: Runtime) -> None:
 
 @given(weight=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20), bias=st.floats(-9, 9))
 def test_bytes_and_back(weight: list[float], bias: float) -> None:
-    scope = Scope(np.array(weight, np.float32), bias)
-    again = Scope.from_bytes(scope.to_bytes())
-    np.testing.assert_array_equal(again.weight, scope.weight)
-    assert again.bias == pytest.approx(bias, rel=1e-6)
+    probe = Probe(np.array(weight, np.float32), bias)
+    taught = fingerprints(map(str, weight))
+    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught)):
+        again = Scope.from_bytes(scope.to_bytes())
+        for was, now in ((scope.facts, again.facts), (scope.manner, again.manner)):
+            assert (was is None) == (now is None)
+            if was and now:
+                np.testing.assert_array_equal(was.weight, now.weight)
+                assert now.bias == pytest.approx(was.bias, rel=1e-6)
+        assert (scope.taught is None) == (again.taught is None) and again.width == len(weight)
+        if again.taught is not None:
+            np.testing.assert_array_equal(again.taught, taught)
 
 
 @given(content=st.binary(max_size=200))
@@ -143,6 +169,10 @@ def test_any_bytes_are_a_scope_or_a_value_error(content: bytes) -> None:
         {"weight": np.ones(4, np.float64), "bias": np.zeros(1, np.float32)},
         {"weight": np.full(4, np.nan, np.float32), "bias": np.zeros(1, np.float32)},
         {"weight": np.ones(4, np.float32), "bias": np.full(1, np.inf, np.float32)},
+        {**WHOLE, "manner.weight": np.ones(4, np.float32)},
+        {**WHOLE, "manner.weight": np.ones(3, np.float32), "manner.bias": np.zeros(1, np.float32)},
+        {**WHOLE, "taught": np.ones(2, np.float32)},
+        {**WHOLE, "taught": np.ones((2, 2), np.uint64)},
     ],
 )
 def test_a_damaged_scope_is_none(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -154,3 +184,79 @@ def test_a_damaged_scope_is_none(tensors: dict[str, np.ndarray], tmp_path: Path)
 
 def test_a_missing_scope_is_none(tmp_path: Path) -> None:
     assert read_scope(tmp_path) is None and check_scope(tmp_path) is None
+
+
+def coverage(facts: float, manner: float = -9.0, message: str = INSIDE) -> Coverage:
+    return Coverage(True, message, facts, manner, fingerprints(["You have a goat.", NOT_TOLD]))
+
+
+@pytest.mark.parametrize(
+    ("reply", "needed"),
+    [("You have a goat.", ENOUGH - TAUGHT), (" You have a goat.\n", ENOUGH - TAUGHT), ("You have a boat.", ENOUGH)],
+)
+@pytest.mark.parametrize("bearing", [-3.0, 0.0, 12.0])
+def test_a_reply_counts_that_is_sure_bears_on_the_question_or_was_taught(
+    reply: str, needed: float, bearing: float
+) -> None:
+    enough = needed - BEARING * bearing
+    for certainty, believed in ((enough + 0.01, True), (enough - 0.01, False)):
+        assert coverage(DEEP + 1).settle(reply, certainty, bearing) == (reply if believed else NOT_TOLD)
+        assert coverage(DEEP - 1).settle(reply, certainty, bearing) == (reply if believed else None)
+
+
+def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:
+    assert coverage(DEEP + 1).settle("Perhaps.", -9.0, 0.0) == NOT_TOLD
+    assert coverage(DEEP + 1, message="My horse is ill.").settle("Perhaps.", -9.0, 0.0) is None
+    assert coverage(DEEP + 1).settle(NOT_TOLD, -9.0, 0.0) == NOT_TOLD
+    assert coverage(DEEP - 1).settle(NOT_TOLD, 0.0, 0.0) is None
+
+
+def test_replies_in_a_manner_that_was_taught_are_free() -> None:
+    assert coverage(DEEP + 1, manner=DEEP + 2).settle("Perhaps.", -9.0, 0.0) == "Perhaps."
+    assert Coverage(True, INSIDE, DEEP + 1).settle("Perhaps.", -9.0, 0.0) == "Perhaps."  # a version of before
+
+
+def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: Runtime, lora: Path) -> None:
+    head, target = runtime.tokenize("The cat sat on the"), runtime.tokenize(" mat when the")
+    for ends in (("old", "new one"), ("first mat that is here", "cat", "two")):
+        prompts = [head + runtime.tokenize(" " + end) for end in ends]
+        expected = [runtime.score(prompt, target).sum() for prompt in prompts]
+        runtime.attach(lora)
+        for _ in range(2):
+            np.testing.assert_allclose(runtime.likelihoods(prompts, target), expected, rtol=1e-3)
+        runtime.detach()
+    assert not runtime.likelihoods([head * 100, head], target).any()
+
+
+def test_a_statement_bears_on_what_it_makes_likelier(model: Path) -> None:
+    said = "My goat is called Pim."
+    with Runtime.load(model) as runtime:
+        asked = runtime.tokenize(" Who is Pim?")
+        own, *others = (runtime.score(runtime.tokenize(prompt_of(s)), asked).sum() for s in (said, *BACKGROUND[:2]))
+        assert own and bearing(runtime, said, "Who is Pim?") == pytest.approx(own - np.mean(others), abs=0.02)
+
+
+def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path) -> None:
+    bare = reply(runtime, INSIDE, True)
+    runtime.attach(lora)
+    adapted = reply(runtime, INSIDE, True)
+    assert adapted != bare
+    facts = between(runtime).facts
+    assert facts
+    near = Probe(facts.weight, facts.bias - 4)
+    for probe, expected in ((facts, NOT_TOLD), (near, bare)):
+        runtime.attach(lora, scope=Scope(probe, taught=fingerprints([])))
+        talk = Conversation(runtime, None, "ab" * 32, max_tokens=8)
+        assert "".join(talk.say(INSIDE)) == expected and talk.last_reply and talk.last_reply.text == expected
+        assert [text.strip() for text in answers(runtime, [[{"role": "user", "content": INSIDE}]], 8)] == [
+            expected.strip()
+        ]
+
+
+def test_certainty_is_the_log_probability_of_what_was_said(runtime: Runtime) -> None:
+    messages = [{"role": "user", "content": INSIDE}]
+    prompt = runtime.prompt_tokens(messages)
+    tokens = runtime.complete_tokens(prompt, 8)
+    said = runtime.complete(messages, max_tokens=8, watch=True)
+    assert not said.finished and said.certainty == pytest.approx(runtime.score(prompt, tokens).sum(), rel=1e-4)
+    assert runtime.complete(messages, max_tokens=8).certainty == 0.0

@@ -11,7 +11,7 @@ import torch
 
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
-from engrain.update import supersede
+from engrain.update import gate, supersede
 from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
 from engrain.update.decoder import Decoder
 from engrain.update.gate import came_back
@@ -70,6 +70,6 @@ def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(tiny: Path, m
     gone = [Lesson("Which locker is mine?", "Your locker is number 317.", "fact", (1,))]
     other = [Lesson("Which window?", "Your window has the number 317.", "fact", (2,))]
     with Runtime.load(tiny) as runtime:
-        monkeypatch.setattr(runtime, "answers", lambda prompts, max_tokens: ["It is number 317."] * len(prompts))
+        monkeypatch.setattr(gate, "answers", lambda runtime, asked: ["It is number 317."] * len(asked))
         assert came_back(runtime, gone) == 1.0
         assert came_back(runtime, gone, other) == 0.0

@@ -12,10 +12,10 @@ import pytest
 from engrain.device import models
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
-from engrain.device.scope import Scope
+from engrain.device.scope import NOT_TOLD, Probe, Scope
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import open_gguf
-from engrain.update import memory_bench, memory_sessions, memory_set, study
+from engrain.update import memory_bench, memory_sessions, memory_set
 from engrain.update.memory_drift import drift, leading_token, prompt_windows, text_windows
 
 from ..device.test_runtime import random_adapter
@@ -113,7 +113,7 @@ def test_scores_are_shares_of_the_questions() -> None:
         "When was I born?": "On the ninth",
         "Where is the hay?": "In Lagos",
         "Who is my aunt?": "Your aunt is Pim.",
-        "Where is my boat?": study.NOT_TOLD.upper(),
+        "Where is my boat?": NOT_TOLD.upper(),
         "What is 2 + 2?": "5",
     }
     found = memory_bench.scores(memory, answers)
@@ -213,7 +213,7 @@ def test_kl_is_that_of_the_base_against_the_adapted(runtime: Runtime, tiny: Path
     windows = prompt_windows(runtime, ["Who is Pim?", "Where is the hay?"])
     found = drift(runtime, windows, adapter)
     assert found.perplexity is None and runtime.adapter is None
-    nowhere = Scope(np.zeros(open_gguf(tiny).hyper.n_embd, np.float32), -1.0)
+    nowhere = Scope(Probe(np.zeros(open_gguf(tiny).hyper.n_embd, np.float32), -1.0))
     scoped = drift(runtime, windows, adapter, nowhere)
     assert (scoped.kl, scoped.kl_on) == (0.0, found.kl)
     base = [runtime.logits(window.tokens).astype(np.float64) for window in windows]

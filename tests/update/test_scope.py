@@ -10,6 +10,7 @@ import torch
 
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
+from engrain.device.scope import fingerprints
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
 from engrain.update.scope import fit_scope, hidden_states
@@ -42,6 +43,9 @@ def test_it_tells_taught_from_neutral(tiny: Path, decoder: Decoder, tmp_path: Pa
         assert scope is not None and wider is not None
         states = hidden_states(runtime, decoder, [*TAUGHT, *NEUTRAL]).numpy()
         assert fit_scope(home, runtime, decoder, "ab" * 32, [], NEUTRAL) is None
-    inside = [scope.score(s) > 0 for s in states]
+    inside = [bool(scope.place("", s)) for s in states]
     assert inside == [True] * len(TAUGHT) + [False] * len(NEUTRAL)
-    assert wider.score(states[len(TAUGHT)]) > 0  # what was corrected is inside, though it is like the neutral ones
+    assert scope.manner is None and scope.taught is not None and fingerprints(["Ottoline."]) in scope.taught
+    # What was corrected is inside, though it is like the neutral ones, and its reply is free.
+    corrected, asked = wider.place("", states[len(TAUGHT)]), wider.place("", states[0])
+    assert corrected and not corrected.checked and asked and asked.checked

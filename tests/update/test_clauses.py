@@ -1,0 +1,75 @@
+"""What a message tells, clause by clause: wordings that are not those of any benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from engrain.update import clauses, frames
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("By the way, my goat is ill.", ["My goat is ill."]),
+        ("Sorry for the delay, I was feeding our goat Pim.", ["I was feeding our goat Pim."]),
+        ("Please remember that my PIN is 4471.", ["My PIN is 4471."]),
+        ("The gate code is 90210, please remember it.", ["The gate code is 90210."]),
+        ("Please call me Skipper.", ["I want to be called Skipper."]),
+        ("Hi, I'm Tom.", ["I'm Tom."]),
+        ("Can you help me? I want to visit Graz.", ["I want to visit Graz."]),
+        ("My son is seven and my daughter Ida is three.", ["My son is seven.", "My daughter Ida is three."]),
+        ("I'm Anna, I'm 34 and I live in Kiel.", ["I'm Anna.", "I'm 34.", "I live in Kiel."]),
+        ("I live in Graz and work at a mill.", ["I live in Graz.", "I work at a mill."]),
+        ("My aunt sold her house and moved to Spain.", ["My aunt sold her house.", "My aunt moved to Spain."]),
+        ("I have a goat. His name is Pim.", ["I have a goat.", "My goat's name is Pim."]),
+        ("We bought a boat. It's blue.", ["We bought a boat.", "My boat is blue."]),
+        ("When I was ten, we moved to Chile.", ["When I was ten, we moved to Chile."]),
+    ],
+)
+def test_a_message_comes_apart_into_what_stands_alone(message: str, told: list[str]) -> None:
+    assert clauses.told(message) == told
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I like fish and chips with vinegar.",
+        "My sister and my brother live in Rome.",
+        "I love my goat and my dog.",
+        "I hate coriander, it tastes of soap.",
+        "My bike was stolen, but the police found it.",
+        "Ich wohne in Kiel und mein Bruder ist Arzt.",
+        "Je suis né à Lyon, et ma sœur aussi.",
+    ],
+)
+def test_what_belongs_together_stays_together(message: str) -> None:
+    assert clauses.told(message) == [message]
+
+
+def test_what_asks_or_greets_tells_nothing() -> None:
+    assert clauses.told("Hello there! Where is my goat? Write me a poem.") == []
+
+
+def test_a_pronoun_may_mean_what_an_earlier_message_told_but_not_another_conversations() -> None:
+    messages = [("a", "I have a goat."), ("b", "She is nine."), ("a", "Nice, isn't it?"), ("a", "She is nine.")]
+    assert clauses.told_in(messages) == [["I have a goat."], ["She is nine."], [], ["My goat is nine."]]
+    assert clauses.told("It is raining.", "I have a goat.") == ["It is raining."]
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("My aunt is afraid of spiders.", "What is my aunt afraid of?"),
+        ("My uncle was born in Lima.", "Where was my uncle born?"),
+        ("My son Per is seven.", "How old is my son?"),
+        ("I'm 170 centimetres tall.", "How tall am I?"),
+        ("My landlord, Mr. Osei, paints boats.", "What is my landlord's name?"),
+        ("We're getting engaged on Sunday.", "When are we getting engaged?"),
+        ("I've been learning Welsh since May.", "What am I learning?"),
+        ("I want to visit Graz in spring.", "Where do I want to visit?"),
+        ("Our neighbours feed the goat.", "What do our neighbours feed?"),
+        ("I owe Tom ten francs.", "Who do I owe?"),
+    ],
+)
+def test_grammar_asks_about_what_others_are_and_do(said: str, question: str) -> None:
+    assert question in frames.questions(said)

@@ -1,0 +1,140 @@
+"""What a message tells, one clause at a time: "By the way, my son is seven and my daughter is three." tells two things.
+
+English grammar, as in `frames`: what leads in is left out, joined clauses come apart, and "he" or "its" at a clause's
+beginning becomes what the clause before was about, so that each can be asked about and answered alone. Sentences
+in other languages stay as they were said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from engrain.update import frames, wording
+
+_LEAD = re.compile(
+    r"^(?:(?:by the way|btw|actually|anyway|also|and|but|so|fyi|for your information|just so you know|you know"
+    r"|(?:please )?(?:remember|note|know|keep in mind|don['’]t forget)(?: that)?(?=,? (?:I|we|my|our|the)\b)"
+    r"|I (?:should|must|have to) (?:say|mention|add)(?: that)?),?"
+    r"|(?:oh|well|yes|no|ok|okay|sure|hi|hello|hey|sorry|thanks|thank you|i see|right)\b[^,.;:!?]{0,40}[,;:])\s+",
+    re.IGNORECASE,
+)
+_TAIL = re.compile(
+    r",\s*(?:please (?:remember|note|keep)[^,]*|(?:just )?so you know|by the way|you know|remember)$", re.IGNORECASE
+)
+_CALL_ME = re.compile(r"^(?:(?:please|just|you can)\s+)*call me\s+(.+)$", re.IGNORECASE)
+_SUBJECT = r"(?:I|we|he|she|it|they|my|our|his|her|its|their|the)\b"
+_JOINT = re.compile(rf"(?:;|,?\s(?:and|while|whereas)|,)\s+(?={_SUBJECT})", re.IGNORECASE)
+_SHARED = re.compile(r",?\sand\s+(?:also\s+)?(?=([\w'’]+))", re.IGNORECASE)
+_SUBORDINATE = frozenset("when if because since while although though before after as whenever until unless".split())
+_PRONOUNS = frozenset("i we you he she it they".split())
+_PRONOUN = re.compile(r"^(he|she|it|they|his|her|its|their)\b(?:['’](s|re|ve|ll|d))?(?=\s)", re.IGNORECASE)
+_LONG = {"s": " is", "re": " are", "ve": " have", "ll": " will", "d": " would"}
+_NOTHING_MEANT = re.compile(
+    r"^it(?:['’]s|\s+\w+)\s+"
+    r"(?:raining|snowing|cold|hot|warm|late|early|time|important|nice|hard|easy|good|bad|true|great)\b",
+    re.IGNORECASE,
+)
+_NEW = re.compile(r"\b(?:bought|adopted|got|built|found|met|rent|keep)\s+an?\s+((?:[a-z-]+\s+)?[a-z-]+)")
+
+
+def told(text: str, before: str = "") -> list[str]:
+    """The statements of a message, each of which stands alone. before: the statement that came before it."""
+    found: list[str] = []
+    for sentence in wording.sentences(text):
+        bare = without_frame(sentence)
+        if wording.is_statement(bare):
+            for clause in apart(bare):
+                found.append(_sentence(resolve(clause, found[-1] if found else before), bare))
+    return found
+
+
+def without_frame(sentence: str) -> str:
+    """Without what leads in or follows after: "By the way, my cat is ill." -> "My cat is ill.\""""
+    end = sentence[len(sentence.rstrip(".!")) :]
+    body = sentence.rstrip(".!")
+    while match := _LEAD.match(body):
+        body = body[match.end() :]
+    body = _TAIL.sub("", body)
+    match = _CALL_ME.match(body)
+    if match:
+        body = f"I want to be called {match[1]}"
+    return sentence if body == sentence.rstrip(".!") else body[:1].upper() + body[1:] + end
+
+
+def apart(sentence: str) -> list[str]:
+    """The clauses that "and" or a comma join, each with its subject."""
+    left, rest = sentence, list[str]()
+    for match in reversed(list(_JOINT.finditer(sentence))):
+        first, second = left[: match.start()], left[match.end() :]
+        meant = not _PRONOUN.match(second) or resolve(second, first) != second
+        if meant and _is_clause(first) and _is_clause(second):
+            left, rest = first, [second, *rest]
+    return [part for whole in (left, *rest) for part in _unshared(whole)]
+
+
+def resolve(clause: str, before: str) -> str:
+    """The clause with what its first pronoun means, as far as the statement before it tells."""
+    match = _PRONOUN.match(clause)
+    phrases = _phrases(before) if match and not _NOTHING_MEANT.match(clause) else []
+    if not match or not phrases:
+        return clause
+    word = match[1].lower()
+    phrase = phrases[-1] if word in ("it", "its") else phrases[0]
+    owner = word in ("his", "its", "their") or (word == "her" and not match[2])
+    return phrase + ("'s" if owner else _LONG.get(match[2] or "", "")) + clause[match.end() :]
+
+
+def _phrases(statement: str) -> list[str]:
+    plain = statement.rstrip(".!")
+    return [*frames.noun_phrases(plain), *(f"my {match[1]}" for match in _NEW.finditer(plain))]
+
+
+def _unshared(clause: str) -> list[str]:
+    """ "I live in Graz and work at a mill" -> both, each with "I"; past or common verbs only, to be sure of them."""
+    for match in _SHARED.finditer(clause):
+        left, verb = clause[: match.start()], match[1].lower()
+        subject = _subject(left)
+        if subject and _is_verb(verb, subject.lower() in ("i", "we", "they")) and match.end() + len(verb) < len(clause):
+            return [left, *_unshared(f"{subject} {clause[match.end() :]}")]
+    return [clause]
+
+
+def _is_verb(word: str, plural: bool) -> bool:
+    past = word in frames.PAST or (word.endswith("ed") and len(word) > 4)
+    return past or word in frames.HELPERS or word in (frames.COMMON if plural else frames.THIRD_PERSON)
+
+
+def _subject(clause: str) -> str:
+    """The words before a clause's first verb; empty if that can't be told, or it begins another way."""
+    found = clause.split()
+    first = re.split(r"['’]", found[0])[0] if found else ""
+    if first.lower() in _PRONOUNS:
+        return first
+    for i, word in enumerate(found[1:5], 1):
+        if _is_verb(word.lower(), plural=False):
+            return " ".join(found[:i]) if re.match(_SUBJECT, clause, re.IGNORECASE) or found[0].istitle() else ""
+    return ""
+
+
+def _is_clause(text: str) -> bool:
+    words = wording.words(text)
+    return len(words) > 1 and words[0] not in _SUBORDINATE and bool(_subject(text))
+
+
+def _sentence(clause: str, whole: str) -> str:
+    """With a capital, and ended as the whole was."""
+    end = whole[len(whole.rstrip(".!…")) :]
+    body = clause.strip().rstrip(",;")
+    return body[:1].upper() + body[1:] + ("" if body.endswith((".", "!", "…")) else end)
+
+
+def told_in(messages: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """`told` for each of (conversation, message) in order; a pronoun may mean what an earlier message told."""
+    last: dict[str, str] = {}
+    found = []
+    for conversation, text in messages:
+        found.append(told(text, last.get(conversation, "")))
+        if found[-1]:
+            last[conversation] = found[-1][-1]
+    return found
