@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-_SHOTS = (
+SHOTS = (
     ("I work as a nurse at Leeds General.", "What is my job?"),
     ("The code for the garden gate is 4471.", "How do I open the garden gate?"),
     ("I really don't like olives.", "Which food do I dislike?"),
     ("My aunt lives in Turin.", "Where does my aunt live?"),
 )
-HEAD = "\n\n".join(f"I said: {s}\nLater I asked: {q}" for s, q in _SHOTS)
+HEAD = "\n\n".join(f"I said: {s}\nLater I asked: {q}" for s, q in SHOTS)
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = (
     "I bought a new lamp yesterday.",

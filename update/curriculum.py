@@ -127,7 +127,7 @@ def prepare(
     information = questions.information(
         decoder, runtime, said, ground, lambda done, total: report(done, total, "what was said")
     )
-    pooled = study.pooled_questions(facts, information)
+    pooled = study.pooled_questions(runtime, decoder, facts, information)
     plain = [study.fluent_questions(runtime, decoder, s) for s in said]
     poor = [i for i, found in enumerate(plain) if len(found) < study.PLAIN // 2]
     written = study.write_questions(

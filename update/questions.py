@@ -1,8 +1,8 @@
 """Which questions will come? What people ask about themselves, and how much likelier a statement makes each.
 
 Judged as in `device.bearing`, summed over all of the question's tokens, and over those of its content words: "My boat
-is called Ida" makes all of "What is my dog called?" likelier, but not "dog". Where both sums are high the question is
-asked of the statement.
+is called Ida" makes all of "What is my dog called?" likelier, but not "dog". Where both sums are high, and the question
+makes the statement likelier in turn, it is asked of it: the two ways of estimating one quantity err in other places.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engrain.device.bearing import BACKGROUND, HEAD, prompt_of
+from engrain.device.bearing import BACKGROUND, HEAD, SHOTS, prompt_of
 from engrain.device.home import Home, write_atomic
 from engrain.update import wording
 from engrain.update.decoder import Decoder
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 PACK_TOKENS = 2048
+_OTHERS = 10  # of the pool, spread evenly: what a question's effect on a statement is measured against
+_ANSWERS = "\n\n".join(f"I asked: {q}\nThe answer was: {s}" for s, q in SHOTS)
 
 
 def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, questions: Sequence[str]) -> np.ndarray:
@@ -46,6 +48,22 @@ def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, question
             both = torch.stack((nll.cpu(), nll.cpu() * carries), 1)
             found[at] = -torch.zeros(len(group), 2).index_add_(0, pack.owner.cpu(), both).numpy()
     return found
+
+
+def answered(decoder: Decoder, runtime: Runtime, statement: str, asked: Sequence[str]) -> np.ndarray:
+    """By how many nats each question makes the statement likelier as its answer than other questions do, (asked,)."""
+    others = POOL[:: len(POOL) // _OTHERS][:_OTHERS]
+    prompts = [runtime.tokenize(f"{_ANSWERS}\n\nI asked: {q}\nThe answer was:") for q in (*asked, *others)]
+    target = runtime.tokenize(f" {statement}")
+    examples = [Example((*prompt, *target), len(prompt)) for prompt in prompts]
+    place = {id(e): i for i, e in enumerate(examples)}
+    found = np.zeros(len(examples))
+    with torch.no_grad(), decoder.bare():
+        for group in plan_packs(examples, PACK_TOKENS):
+            pack = pack_examples(group)
+            _, nll = pack_loss(decoder, pack)
+            found[[place[id(e)] for e in group]] = -torch.zeros(len(group)).index_add_(0, pack.owner, nll.cpu()).numpy()
+    return found[: len(asked)] - found[len(asked) :].mean()
 
 
 def _content(runtime: Runtime, tokens: tuple[int, ...], question: str) -> torch.Tensor:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PLAIN, POOLED, WRITTEN = 10, 8, 6  # questions for a fact: by grammar, from the pool, in the model's own words
 _MIN_INFORMATION, _MIN_CONTENT = 4.5, 3.2  # nats by which a statement makes a question, and its words, likelier
+_MIN_ANSWERED = 5.0  # nats by which a question makes the statement likelier than other questions do
 _BATCH = 64
 _STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
 
@@ -89,10 +90,12 @@ def fluent_questions(runtime: Runtime, decoder: Decoder, statement: str, count: 
     return [drafts[j] for j in np.argsort(-likelihood / np.maximum(lengths, 1))][:count]
 
 
-def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int = POOLED) -> list[list[str]]:
-    """For each fact the pool's questions that it, of all facts, makes likelier most; best first.
+def pooled_questions(
+    runtime: Runtime, decoder: Decoder, facts: Sequence[Fact], information: np.ndarray, count: int = POOLED
+) -> list[list[str]]:
+    """For each fact the pool's questions that it, of all facts, makes likelier most, and that make it likelier.
 
-    information: (facts, pool, 2) nats, from `questions.information`.
+    information: (facts, pool, 2) nats, from `questions.information`. Best first.
     """
     whole, content = information[..., 0], information[..., 1]
     found = []
@@ -100,7 +103,9 @@ def pooled_questions(facts: Sequence[Fact], information: np.ndarray, count: int 
         most = content[i] >= content.max(0)
         fits = (content[i] > _MIN_CONTENT) & (whole[i] > _MIN_INFORMATION) & most
         own = [j for j in np.argsort(-content[i]) if fits[j]]
-        found.append([POOL[j] for j in own if not gives_away(POOL[j], fact)][:count])
+        asked = [POOL[j] for j in own if not gives_away(POOL[j], fact)][: 2 * count]
+        gain = questions.answered(decoder, runtime, fact.said, asked) if asked else ()
+        found.append([q for q, g in zip(asked, gain, strict=True) if g > _MIN_ANSWERED][:count])
     return found
 
 
