@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engrain.device.bearing import bearing
 from engrain.device.sampling import Sampler
-from engrain.device.scope import Coverage, is_refusal
+from engrain.device.scope import Coverage
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Reply, Runtime
@@ -30,11 +32,9 @@ def respond(
 
     covered: of the last message, from `Runtime.covers`.
     """
-
-    def stream() -> Generator[str, None, None]:
-        return runtime.stream(
-            messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish
-        )  # fmt: skip
+    stream = partial(
+        runtime.stream, messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish
+    )
 
     def settled(unchecked: Generator[str, None, None]) -> Generator[str, None, None]:
         size = min(max_tokens, _DRAFT)
@@ -46,7 +46,7 @@ def respond(
         elif said == draft.text and not draft.finished and size < max_tokens:
             yield from unchecked
         else:
-            on_finish(type(draft)(said, draft.prompt_tokens, draft.completion_tokens, draft.finished))
+            on_finish(replace(draft, text=said))
             yield said
 
     runtime.serve(bool(covered))
@@ -74,7 +74,4 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
 
 
 def _settle(runtime: Runtime, covered: Coverage, reply: str, certainty: float) -> str | None:
-    if not covered.checked:
-        return reply
-    bears = 0.0 if is_refusal(reply) else bearing(runtime, reply.strip(), covered.message)
-    return covered.settle(reply, certainty, bears)
+    return covered.settle(reply, certainty, lambda: bearing(runtime, reply.strip(), covered.message))

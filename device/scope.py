@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ DEEP = (
 )
 # A reply counts if certainty + TAUGHT (where it was taught) + BEARING · bearing reaches ENOUGH, all in nats.
 TAUGHT, BEARING, ENOUGH = 1.0, 0.1, 0.7
+LEAST_BEARING = -2.5  # what bears on its question less counts as this
 _QUESTION = ("?", "？", "؟", ";")  # the Greek one too
 
 
@@ -110,26 +111,24 @@ class Coverage:
         """Whether the adapter's reply isn't simply believed."""
         return self.inside and self.taught is not None and self.facts >= self.manner
 
-    def settle(self, reply: str, certainty: float, bearing: float) -> str | None:
+    def settle(self, reply: str, certainty: float, bearing: Callable[[], float]) -> str | None:
         """What to say in place of the adapter's reply, or that itself; None: what the base model says.
 
-        certainty: its log-probability up to its end or to where it was broken off; bearing: on the question; in nats.
+        certainty: its log-probability up to its end or to where it was broken off; bearing: on the question, looked at
+        only where it matters; both in nats.
         """
         if not self.checked:
             return reply
         assert self.taught is not None
         known = TAUGHT if np.isin(fingerprints([reply]), self.taught).all() else 0.0
-        if not is_refusal(reply) and certainty + known + BEARING * bearing > ENOUGH:
+        lacks = ENOUGH - certainty - known
+        if reply.strip() != NOT_TOLD and (lacks < BEARING * LEAST_BEARING or lacks < BEARING * bearing()):
             return reply
         asks = any(mark in self.message for mark in _QUESTION)
         return NOT_TOLD if self.facts > DEEP and asks else None
 
 
 ALWAYS = Coverage(True)
-
-
-def is_refusal(reply: str) -> bool:
-    return reply.strip() == NOT_TOLD
 
 
 def fingerprints(replies: Iterable[str]) -> np.ndarray:

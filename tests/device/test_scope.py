@@ -194,26 +194,36 @@ def coverage(facts: float, manner: float = -9.0, message: str = INSIDE) -> Cover
     ("reply", "needed"),
     [("You have a goat.", ENOUGH - TAUGHT), (" You have a goat.\n", ENOUGH - TAUGHT), ("You have a boat.", ENOUGH)],
 )
-@pytest.mark.parametrize("bearing", [-3.0, 0.0, 12.0])
+@pytest.mark.parametrize("bearing", [-2.0, 0.0, 12.0])
 def test_a_reply_counts_that_is_sure_bears_on_the_question_or_was_taught(
     reply: str, needed: float, bearing: float
 ) -> None:
     enough = needed - BEARING * bearing
     for certainty, believed in ((enough + 0.01, True), (enough - 0.01, False)):
-        assert coverage(DEEP + 1).settle(reply, certainty, bearing) == (reply if believed else NOT_TOLD)
-        assert coverage(DEEP - 1).settle(reply, certainty, bearing) == (reply if believed else None)
+        assert coverage(DEEP + 1).settle(reply, certainty, lambda: bearing) == (reply if believed else NOT_TOLD)
+        assert coverage(DEEP - 1).settle(reply, certainty, lambda: bearing) == (reply if believed else None)
+
+
+def test_how_a_reply_bears_is_looked_at_only_where_it_matters() -> None:
+    def bearing() -> float:
+        raise AssertionError("was looked at")
+
+    assert coverage(DEEP + 1).settle("You have a goat.", -0.04, bearing) == "You have a goat."
+    assert coverage(DEEP + 1).settle(NOT_TOLD, -0.04, bearing) == NOT_TOLD
+    with pytest.raises(AssertionError):
+        coverage(DEEP + 1).settle("You have a goat.", -0.06, bearing)
 
 
 def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:
-    assert coverage(DEEP + 1).settle("Perhaps.", -9.0, 0.0) == NOT_TOLD
-    assert coverage(DEEP + 1, message="My horse is ill.").settle("Perhaps.", -9.0, 0.0) is None
-    assert coverage(DEEP + 1).settle(NOT_TOLD, -9.0, 0.0) == NOT_TOLD
-    assert coverage(DEEP - 1).settle(NOT_TOLD, 0.0, 0.0) is None
+    assert coverage(DEEP + 1).settle("Perhaps.", -9.0, float) == NOT_TOLD
+    assert coverage(DEEP + 1, message="My horse is ill.").settle("Perhaps.", -9.0, float) is None
+    assert coverage(DEEP + 1).settle(NOT_TOLD, -9.0, float) == NOT_TOLD
+    assert coverage(DEEP - 1).settle(NOT_TOLD, 0.0, float) is None
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:
-    assert coverage(DEEP + 1, manner=DEEP + 2).settle("Perhaps.", -9.0, 0.0) == "Perhaps."
-    assert Coverage(True, INSIDE, DEEP + 1).settle("Perhaps.", -9.0, 0.0) == "Perhaps."  # a version of before
+    assert coverage(DEEP + 1, manner=DEEP + 2).settle("Perhaps.", -9.0, float) == "Perhaps."
+    assert Coverage(True, INSIDE, DEEP + 1).settle("Perhaps.", -9.0, float) == "Perhaps."  # a version of before
 
 
 def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: Runtime, lora: Path) -> None:
