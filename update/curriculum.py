@@ -16,7 +16,7 @@ import numpy as np
 from engrain.device.home import Home
 from engrain.device.registry import LESSONS, PROBES
 from engrain.device.scope import NOT_TOLD
-from engrain.update import questions, study
+from engrain.update import questions, study, wording
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
 from engrain.update.feedback import lessons_of_feedback
@@ -136,7 +136,7 @@ def prepare(
     for i, found in zip(poor, written, strict=True):
         plain[i] += found
     rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
-    probes = [Probe(p.pop(HELD_PLACE), f.surprising, f.source, f.answer) for f, p in rich]
+    probes = [_probe(f, p.pop(HELD_PLACE), past) for f, p in rich]
     asked = [a + b for a, b in zip(plain, pooled, strict=True)]
     lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, fresh, seed)
     replaced = superseded(runtime, decoder, facts, past.lessons)
@@ -154,6 +154,13 @@ def prepare(
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
     lessons += [Lesson(q, NOT_TOLD, "contrast") for q in never]
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))
+
+
+def _probe(fact: Fact, question: str, past: Past) -> Probe:
+    """A right answer holds words that stand neither in the question nor in what was taught before, if there are any."""
+    known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
+    news = tuple(w for w in fact.surprising if w not in known and w not in question.lower())
+    return Probe(question, news or fact.surprising, fact.source, fact.answer)
 
 
 def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Lesson]:

@@ -88,7 +88,7 @@ _NAME_WORDS = re.compile(r"\b(?:named|called|is called|name is)\b", re.IGNORECAS
 
 def questions(statement: str) -> list[str]:
     """Plain questions that the statement answers, most natural first; none for a sentence that isn't English."""
-    plain = _APPOSITIVE.sub(r"\1 \2 ", statement.strip().rstrip(".!"))
+    plain = _APPOSITIVE.sub(r"\1 \2 ", statement.strip().rstrip(".! "))
     plain = _HAVE_BEEN.sub(lambda m: "I'm " if m[1] == "I" else "We're ", plain)
     found: list[str] = []
     for phrase in noun_phrases(plain):
@@ -105,8 +105,8 @@ def questions(statement: str) -> list[str]:
 def noun_phrases(plain: str) -> list[str]:
     """What the sentence is about, in the user's words: its subject, "my …", and what "I have"."""
     phrases: list[str] = []
-    match = _SUBJECT.match(plain)
-    if match and wording.words(match[1])[0] not in _NO_SUBJECT and len(wording.words(match[1])) <= 7:
+    match = _subject(plain)
+    if match and len(wording.words(match[1])) <= 7:
         phrases.append(_without_name(_lower_first(re.sub(r"(?:['’]s)? name$", "", match[1]))))
     for match in _POSSESSIVE.finditer(plain):
         kept = _noun(match[2].split())
@@ -118,6 +118,13 @@ def noun_phrases(plain: str) -> list[str]:
         if kept:
             phrases.append(("our " if plain.lower().startswith("we") else "my ") + kept)
     return list(dict.fromkeys(p for p in phrases if p))
+
+
+def _subject(plain: str) -> re.Match[str] | None:
+    """(subject, rest) of a sentence that says what something is; None where a pronoun is its subject."""
+    match = _SUBJECT.match(plain)
+    found = wording.words(match[1]) if match else []
+    return match if found and found[0] not in _NO_SUBJECT else None
 
 
 def _noun(following: list[str]) -> str:
@@ -217,16 +224,16 @@ def _measure(be: str, rest: list[str]) -> list[str]:
 
 def _predicate(plain: str) -> list[str]:
     """What someone or something is like: "My aunt is afraid of dogs" -> "What is my aunt afraid of?"."""
-    match = _SUBJECT.match(plain)
-    if not match or wording.words(match[1])[0] in _NO_SUBJECT or not re.match(r"(?:my|our|the)\b", match[1], re.I):
+    match = _subject(plain)
+    if not match or not re.match(r"(?:my|our|the)\b", match[1], re.IGNORECASE):
         return []
     be = plain[len(match[1]) :].split()[0]
     subject, rest = _without_name(_lower_first(match[1])), _GOES_ON.split(match[2])[0].split()
-    if rest[0].lower() in ("called", "named"):
+    if not rest or rest[0].lower() in ("called", "named"):
         return []
     stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
     if not stop:
-        return _measure(f"{be} {subject}", rest) + ([f"Where {be} {subject}?", f"When {be} {subject}?"] if rest else [])
+        return [*_measure(f"{be} {subject}", rest), f"Where {be} {subject}?", f"When {be} {subject}?"]
     head, preposition = " ".join(rest[:stop]), rest[stop]
     return [f"What {be} {subject} {head} {preposition}?",
             *(f"{ask} {be} {subject} {head}?" for ask in ("Where", "When")),
@@ -290,18 +297,15 @@ def _action(plain: str) -> list[str]:
 def _others(plain: str) -> list[str]:
     """What someone or something of the user's does."""
     match = _OTHERS.match(_lower_first(plain))
-    if not match or HELPERS & {match[3], *match[1].split()}:
+    if not match or HELPERS & {match[3], *match[1].split()} or not _GOES_ON.split(match[4])[0].strip():
         return []
     noun, verb, rest = match[1], match[3], _GOES_ON.split(match[4])[0]
-    did = verb in PAST or (verb.endswith("ed") and not verb.endswith("eed"))
-    act = (
-        PAST.get(verb, _base(verb))
-        if did
-        else verb
-        if _is_plural(noun)
-        else re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
-    )
-    aux = "did" if did else "do" if _is_plural(noun) else "does"
+    if verb in PAST or (verb.endswith("ed") and not verb.endswith("eed")):
+        aux, act = "did", PAST.get(verb, _base(verb))
+    elif _is_plural(noun):
+        aux, act = "do", verb
+    else:
+        aux, act = "does", re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
     first = rest.split()[0]
     found = [f"Who {verb} {rest}?", f"What {verb} {rest}?", f"What {aux} {noun} do?"]
     if first in _PREPOSITION:
@@ -311,8 +315,8 @@ def _others(plain: str) -> list[str]:
 
 def _inverse(plain: str) -> list[str]:
     """The same sentence asked from its other end: "My goat is called Pim" -> "Who is Pim?"."""
-    match = _SUBJECT.match(plain)
-    if not match or wording.words(match[1])[0] in _NO_SUBJECT:
+    match = _subject(plain)
+    if not match:
         return []
     end = re.sub(r"^(?:called|named)\s+", "", match[2])
     be = re.search(_BE, plain[len(match[1]) :])

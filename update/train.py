@@ -28,12 +28,14 @@ class TrainOptions:
     lr: peak of a cosine schedule with a linear warm-up over the first tenth. pack_tokens: about one optimiser
     step's tokens. anchors_per_step: examples of `anchors` added to each step, weighted by anchor_weight; and
     preferences_per_step, by preference_weight.
+    min_steps: epochs are doubled at most to reach them, for what is hardly trained is hardly sure.
     budget: seconds after which training ends early, with the schedule fitted to it; None means none.
     stop_loss: mean loss of an epoch below which nothing more is to be gained: driving it to zero harms.
     """
 
     lr: float = 4e-3
     epochs: int = 4
+    min_steps: int = 32
     pack_tokens: int = 512
     anchors_per_step: int = 4
     anchor_weight: float = 1.0
@@ -169,8 +171,10 @@ def _plan(
     turn = torch.randperm(len(anchors), generator=generator).tolist()
     rare = [e for e in examples if e.kind in _DEALT_OUT]
     always = [e for e in examples if e.kind not in _DEALT_OUT]
-    for epoch in range(options.epochs):
-        groups = plan_packs([*always, *rare[epoch :: options.epochs]], options.pack_tokens, generator)
+    one = len(plan_packs([*always, *rare[:: options.epochs]], options.pack_tokens))
+    epochs = max(options.epochs, min(2 * options.epochs, math.ceil(options.min_steps / max(1, one))))
+    for epoch in range(epochs):
+        groups = plan_packs([*always, *rare[epoch::epochs]], options.pack_tokens, generator)
         if not groups:  # preferences alone
             groups = [[]] * math.ceil(preferences / options.preferences_per_step)
         for j, group in enumerate(groups):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engrain.update import clauses, frames
 
@@ -28,6 +30,11 @@ from engrain.update import clauses, frames
 )
 def test_a_message_comes_apart_into_what_stands_alone(message: str, told: list[str]) -> None:
     assert clauses.told(message) == told
+
+
+@pytest.mark.parametrize("text", ["?? is so and so", "My goat is , hm", "I want to , well", "I'm , here"])
+def test_sentences_without_words_in_their_places_are_no_trouble(text: str) -> None:
+    assert isinstance(frames.questions(text), list)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +80,27 @@ def test_a_pronoun_may_mean_what_an_earlier_message_told_but_not_another_convers
 )
 def test_grammar_asks_about_what_others_are_and_do(said: str, question: str) -> None:
     assert question in frames.questions(said)
+
+
+WORDS = st.sampled_from(
+    "I I'm we've my our the his it he's They and , ; but is was are being because when called 7 three tall cat Ida Dr. "
+    "Mrs. bought a live in to want be please remember hi … ( ) \" ' ’ é 😀 ? ! . 's of".split()
+)
+
+
+SAID = st.one_of(
+    st.text(max_size=60),
+    st.lists(WORDS, max_size=14).map(" ".join),
+    st.tuples(st.lists(WORDS, max_size=3), st.lists(WORDS, max_size=4)).map(
+        lambda sides: " is ".join(map(" ".join, sides))
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=SAID, before=SAID)
+def test_any_text_can_be_said(text: str, before: str) -> None:
+    assert all(question.strip() for question in frames.questions(text))
+    for clause in clauses.told(text, before):
+        assert clause.strip()
+        assert all(question.strip() for question in frames.questions(clause))
