@@ -13,6 +13,7 @@ from engrain.update import fused
 from engrain.update.pack import Pack
 
 LONGEST_EXPLICIT = 1024  # keys up to which attention weights are kept in memory
+LONG_PREFIX = 64  # keys from which on a prefix is multiplied once for all examples
 
 
 @dataclass(frozen=True)
@@ -68,41 +69,42 @@ class _Unpad(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, mask: Mask, scale: float, softcap: float) -> Tensor:
-    """q (T, n_head, d), k and v (T, n_head_kv, d) -> (T, n_head, d).
+    """q (T, n_head, d), k and v (T, n_head_kv, d) -> (T, n_head, d)."""
+    p, pad = pack.prefix, (pack.pad - pack.prefix).clamp_min(0)
 
-    Query heads that share a key head are laid along the query axis, so keys are never repeated.
-    """
-    p, batch, length = pack.prefix, pack.batch, pack.longest
-    pad, unpad = (pack.pad - p).clamp_min(0), pack.unpad
+    def padded(x: Tensor) -> Tensor:
+        return _Pad.apply(x[p:], pad, pack.unpad).unflatten(0, (pack.batch, pack.longest))
 
-    def examples(x: Tensor) -> Tensor:
-        return _Pad.apply(x[p:], pad, unpad).unflatten(0, (batch, length))
-
-    keys, values = examples(k), examples(v)
-    if p:
-        keys = torch.cat((k[:p].expand(batch, -1, -1, -1), keys), 1)
-        values = torch.cat((v[:p].expand(batch, -1, -1, -1), values), 1)
-    out = _grouped(examples(q), keys, values, mask.examples, scale, softcap)
-    out = _Unpad.apply(out.flatten(0, 1), unpad)
+    out = _grouped(padded(q), padded(k), padded(v), k[:p], v[:p], mask.examples, scale, softcap)
+    out = _Unpad.apply(out.flatten(0, 1), pack.unpad)
     if not p:
         return out
     assert mask.prefix is not None
-    first = _grouped(q[None, :p], k[None, :p], v[None, :p], mask.prefix, scale, softcap)[0]
-    return torch.cat((first, out))
+    head = _grouped(q[None, :p], k[None, :p], v[None, :p], k[:0], v[:0], mask.prefix, scale, softcap)[0]
+    return torch.cat((head, out))
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
-    """q (B, L, n_head, d), k and v (B, S, n_head_kv, d), mask (L, S) -> (B, L, n_head, d)."""
+def _grouped(
+    q: Tensor, k: Tensor, v: Tensor, first_k: Tensor, first_v: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """q (B, L, n_head, d), k and v (B, L, G, d) after the same first_k and first_v (P, G, d) -> (B, L, n_head, d).
+
+    Query heads that share a key head are laid along the query axis, so keys are never repeated; mask (L, P + L). A
+    short prefix is repeated for every example all the same: its products cost less than joining them to the others.
+    """
     batch, length, n_head, d = q.shape
-    shared = n_head // k.shape[2]
-    q = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).reshape(batch, -1, shared * length, d)
-    mask = mask.repeat(shared, 1)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
-    if softcap:
-        scores = softcap * torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) + mask
-        out = scores.softmax(-1).to(q.dtype) @ v
-    elif q.device.type == "cpu" and k.shape[2] <= LONGEST_EXPLICIT:
-        out = fused.softmax_attention(q, k, v, mask, scale)
+    groups = k.shape[2]
+    q = q.unflatten(2, (groups, -1)).permute(2, 0, 1, 3, 4).reshape(groups, batch, -1, d)
+    mask = mask.repeat_interleave(n_head // groups, 0)
+    k, v, first_k, first_v = (x.transpose(-2, -3).movedim(-3, 0) for x in (k, v, first_k, first_v))
+    explicit = softcap or (q.device.type == "cpu" and mask.shape[1] <= LONGEST_EXPLICIT)
+    if not explicit or first_k.shape[1] < LONG_PREFIX:
+        k, v = (
+            torch.cat((first[:, None].expand(-1, batch, -1, -1), own), 2) for first, own in ((first_k, k), (first_v, v))
+        )
+        first_k, first_v = first_k[:, :0], first_v[:, :0]
+    if explicit:
+        out = fused.softmax_attention(q, k, v, (first_k, first_v), mask, scale, softcap)
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.unflatten(2, (shared, length)).permute(0, 3, 1, 2, 4).reshape(batch, length, n_head, d)
+    return out.unflatten(2, (length, -1)).permute(1, 2, 0, 3, 4).reshape(batch, length, n_head, d)

@@ -23,7 +23,8 @@ from torch import Tensor
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Pack
 
-TILE_BYTES = 64 << 20  # of float32 logits held at once
+TILE_BYTES = 64 << 20  # of logits held at once, counted as float32
+STRIP_BYTES = 2 << 20  # of them worked on at a time: what stays in a processor's cache
 ROWS = 32  # tiles are filled up to a multiple: a matrix library prepares itself anew for every new shape
 _LEAST_REST = 1e-6  # of the probability outside the teacher's words
 
@@ -60,33 +61,48 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _normaliser(decoder: Decoder, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log of the sum of exp(logits) (rows,), the logits of ids (rows, k), and all of them where one block has them."""
+    """log of the sum of exp(logits) (rows,), the logits of ids (rows, k), and x @ head.T where one block holds it."""
     log_total = torch.full((len(x),), -torch.inf, device=x.device)
     picked = torch.empty(ids.shape, device=x.device)
-    z = None
+    raw = None
     for start, words in decoder.head.blocks():
-        z = decoder.finish(x @ words.T)
-        log_total = torch.logaddexp(log_total, z.logsumexp(1))
-        inside, place = _within(ids, start, len(words))
-        picked = torch.where(inside, z.gather(1, place), picked)
-    return log_total, picked, z if decoder.head.resident else None
+        raw = x @ words.T
+        for strip in _strips(raw):
+            z = decoder.finish(raw[strip])
+            log_total[strip] = torch.logaddexp(log_total[strip], z.logsumexp(1))
+            inside, place = _within(ids[strip], start, len(words))
+            picked[strip] = torch.where(inside, z.gather(1, place), picked[strip])
+    return log_total, picked, raw if decoder.head.resident else None
 
 
 def _gradient(
     decoder: Decoder, x: Tensor, ids: Tensor, own: Tensor, log_total: Tensor, share: Tensor, kept: Tensor | None
 ) -> Tensor:
-    """Gradient to x: every word's probability times `share` (rows, 1), less `own` (rows, k) for the teacher's words."""
+    """Gradient to x: every word's probability times `share` (rows, 1), less `own` (rows, k) for the teacher's words.
+
+    `kept`, the products that `_normaliser` gave, is overwritten.
+    """
     grad = torch.zeros(x.shape, device=x.device)
     for start, words in decoder.head.blocks():
-        z = kept if kept is not None else decoder.finish(x @ words.T)
-        slope = decoder.slope(z)
-        d = z.sub_(log_total[:, None]).exp_().mul_(share)
-        inside, place = _within(ids, start, len(words))
-        d.scatter_add_(1, place, torch.where(inside, -own, 0.0))
-        if slope is not None:
-            d.mul_(slope)
-        grad += d.to(x.dtype) @ words
+        raw = kept if kept is not None else x @ words.T
+        for strip in _strips(raw):
+            z = decoder.finish(raw[strip])
+            slope = decoder.slope(z)
+            d = z.sub_(log_total[strip, None]).exp_().mul_(share[strip])
+            inside, place = _within(ids[strip], start, len(words))
+            d.scatter_add_(1, place, torch.where(inside, -own[strip], 0.0))
+            if slope is not None:
+                d.mul_(slope)
+            raw[strip] = d
+        grad += raw @ words
     return grad.to(x.dtype)
+
+
+def _strips(raw: Tensor) -> Iterator[slice]:
+    """A few rows at a time on a processor, all at once elsewhere."""
+    count, words = raw.shape
+    rows = max(1, STRIP_BYTES // (4 * words)) if raw.device.type == "cpu" else count
+    return (slice(start, start + rows) for start in range(0, count, rows))
 
 
 def _within(ids: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
@@ -128,6 +144,13 @@ def pack_loss(decoder: Decoder, pack: Pack) -> tuple[Tensor, Tensor]:
     nll = torch.empty(len(pack.target_ids), device=pack.target_ids.device)
     loss = _HeadLoss.apply(decoder.hidden(pack), decoder, pack, nll)
     return loss, nll
+
+
+@torch.no_grad()
+def log_normaliser(decoder: Decoder, hidden: Tensor) -> Tensor:
+    """hidden (rows, n_embd) -> log of the sum of exp(logits), (rows,), in nats."""
+    none = torch.empty((len(hidden), 0), dtype=torch.long, device=hidden.device)
+    return torch.cat([_normaliser(decoder, hidden[part], none[part])[0] for part in _tiles(len(hidden), decoder)])
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Examples side by side in one sequence: the prompt prefix that they share is computed once.
 
-Layout of a pack's T tokens: the shared prefix (P tokens), then the examples one after another. Every example
+Layout of a pack's T rows: the shared prefix (P tokens), then the examples one after another. Every example
 sees the prefix and itself, so attention needs no T x T mask: the examples' queries are padded to (B, L) and
 attend to P + L keys under one small causal mask that serves them all.
 """
@@ -41,7 +41,7 @@ class Example:
 class Pack:
     """Examples as one flat batch; all index tensors are int64.
 
-    tokens, positions: (T,). prefix: P. pad: (B·L,) flat row of every padded slot. unpad: (T - P,) padded slot
+    tokens, positions: (T,). prefix: P. pad: (B·L,) flat row of every padded slot. unpad: (T - P,) a padded slot
     of every flat row behind the prefix. targets: (K,) flat rows whose output predicts target_ids (K,) with
     weight (K,); owner: (K,) index of the example in the pack. teacher_ids, teacher_log_p: (K, k) the teacher's
     most likely tokens where an example has a teacher (ids are -1 where it has none), or None.
@@ -75,56 +75,61 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     return max(0, min(common, min(e.start for e in examples) - 1))
 
 
-def pack_examples(examples: Sequence[Example]) -> Pack:
-    """Lay examples out as one pack; their order is kept."""
+def pack_examples(examples: Sequence[Example], tree: bool = False) -> Pack:
+    """Lay examples out as one pack; their order is kept. Last tokens predict nothing and get no row.
+
+    tree: examples that begin alike share the rows of that beginning, for as long as it is; no gradient comes through
+    it, so that is for scoring (tree attention; SpecInfer, Miao et al., arXiv 2305.09781).
+    """
     prefix = shared_prefix(examples)
-    lengths = [len(e.tokens) - prefix for e in examples]
-    longest = max(lengths)
-    fill = _fillers(prefix + sum(lengths), longest)
+    longest = max(len(e.tokens) - 1 for e in examples) - prefix
     tokens, positions = list(examples[0].tokens[:prefix]), list(range(prefix))
-    pad = torch.zeros(len(examples) + len(fill), longest, dtype=torch.long)
-    unpad: list[Tensor] = []
+    slots: list[int] = []  # of every row behind the prefix
+    pad: list[int] = []
     targets: list[int] = []
-    target_ids: list[int] = []
-    weight: list[float] = []
-    owner: list[int] = []
-    row = prefix
-    for i, (e, n) in enumerate(zip(examples, lengths, strict=True)):
-        tokens.extend(e.tokens[prefix:])
-        positions.extend(range(prefix, prefix + n))
-        pad[i, :n] = torch.arange(row, row + n)
-        unpad.append(torch.arange(i * longest, i * longest + n))
-        first = row + e.start - prefix
-        targets.extend(range(first - 1, row + n - 1))
-        target_ids.extend(e.tokens[e.start :])
-        weight.extend([e.weight] * (len(e.tokens) - e.start))
-        owner.extend([i] * (len(e.tokens) - e.start))
-        row += n
-    for i, n in enumerate(fill, len(examples)):
-        tokens.extend([examples[0].tokens[0]] * n)
-        positions.extend(range(prefix, prefix + n))
-        pad[i, :n] = torch.arange(row, row + n)
-        unpad.append(torch.arange(i * longest, i * longest + n))
-        row += n
+    followed: dict[tuple[int, int], int] = {}  # a row and the token after it -> that one's row
+
+    def place(tail: Sequence[int], shared: bool) -> list[int]:
+        """The rows of a prompt's tokens behind the prefix, new ones where there are none yet."""
+        path, before = [], -1
+        for depth, token in enumerate(tail):
+            row = followed.get((before, token), len(tokens)) if shared else len(tokens)
+            if row == len(tokens):
+                slots.append(len(pad) + depth)
+                tokens.append(token)
+                positions.append(prefix + depth)
+                followed[before, token] = row
+            path.append(row)
+            before = row
+        pad.extend(path + [0] * (longest - len(path)))
+        return path
+
+    for e in examples:
+        path = place(e.tokens[prefix:-1], tree)
+        targets.extend(path[e.start - 1 - prefix :])
+    fill = _fillers(len(tokens), longest)
+    for n in fill:
+        place(examples[0].tokens[:1] * n, False)
+    lengths = [len(e.tokens) - e.start for e in examples]
     return Pack(
         tokens=torch.tensor(tokens),
         positions=torch.tensor(positions),
         prefix=prefix,
         batch=len(examples) + len(fill),
         longest=longest,
-        pad=pad.flatten(),
-        unpad=torch.cat(unpad),
+        pad=torch.tensor(pad),
+        unpad=torch.tensor(slots),
         targets=torch.tensor(targets),
-        target_ids=torch.tensor(target_ids),
-        weight=torch.tensor(weight, dtype=torch.float32),
-        owner=torch.tensor(owner),
+        target_ids=torch.tensor([t for e in examples for t in e.tokens[e.start :]]),
+        weight=torch.tensor([e.weight for e in examples], dtype=torch.float32).repeat_interleave(torch.tensor(lengths)),
+        owner=torch.arange(len(examples)).repeat_interleave(torch.tensor(lengths)),
         examples=tuple(examples),
         **_teachers(examples),
     )
 
 
 def _fillers(tokens: int, longest: int) -> list[int]:
-    """Lengths of examples without targets that round a pack up to ROWS rows."""
+    """Lengths of prompts without targets that round a pack up to ROWS rows."""
     missing = -tokens % ROWS
     return [longest] * (missing // longest) + ([missing % longest] if missing % longest else [])
 
@@ -157,7 +162,7 @@ def plan_packs(
     prefix = shared_prefix(examples)
     groups: list[list[Example]] = [[]]
     for i in order:
-        longest = max(len(e.tokens) for e in [*groups[-1], examples[i]]) - prefix
+        longest = max(len(e.tokens) - 1 for e in [*groups[-1], examples[i]]) - prefix
         if groups[-1] and prefix + longest * (len(groups[-1]) + 1) > max_tokens:
             groups.append([])
         groups[-1].append(examples[i])

@@ -12,42 +12,41 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from engrain.device.bearing import BACKGROUND, HEAD, SHOTS, prompt_of
 from engrain.device.home import Home, write_atomic
 from engrain.update import wording
 from engrain.update.decoder import Decoder
-from engrain.update.loss import pack_loss
-from engrain.update.pack import Example, pack_examples, plan_packs
+from engrain.update.likelihood import log_probabilities
+from engrain.update.pack import Example
 from engrain.update.pool import POOL
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-PACK_TOKENS = 2048
+_OTHER_STATEMENTS = 3  # of the background: what a statement's effect on a few questions is measured against
 _OTHERS = 10  # of the pool, spread evenly: what a question's effect on a statement is measured against
 _ANSWERS = "\n\n".join(f"I asked: {q}\nThe answer was: {s}" for s, q in SHOTS)
 
 
-def log_likelihoods(decoder: Decoder, runtime: Runtime, statement: str, questions: Sequence[str]) -> np.ndarray:
-    """log p(question | statement) under the bare base model, (questions, 2) nats: all tokens, content words' tokens."""
-    found = np.zeros((len(questions), 2))
-    if not questions:
-        return found
-    head = runtime.tokenize(prompt_of(statement))
-    tails = [runtime.tokenize(f" {q}") for q in questions]
-    examples = [Example(tuple(head + tail), len(head)) for tail in tails]
-    place = {id(e): i for i, e in enumerate(examples)}
-    with torch.no_grad(), decoder.bare():
-        for group in plan_packs(examples, PACK_TOKENS):
-            pack = pack_examples(group)
-            _, nll = pack_loss(decoder, pack)
-            at = [place[id(e)] for e in group]
-            carries = torch.cat([_content(runtime, tuple(tails[i]), questions[i]) for i in at])
-            both = torch.stack((nll.cpu(), nll.cpu() * carries), 1)
-            found[at] = -torch.zeros(len(group), 2).index_add_(0, pack.owner.cpu(), both).numpy()
-    return found
+def log_likelihoods(decoder: Decoder, runtime: Runtime, statements: Sequence[str], asked: Sequence[str]) -> np.ndarray:
+    """log p(question | statement) under the bare base model, in nats, of all tokens and of content words' tokens.
+
+    (statements, asked, 2).
+    """
+    heads = [runtime.tokenize(prompt_of(s)) for s in statements]
+    tails = [tuple(runtime.tokenize(f" {q}")) for q in asked]
+    carries = [_content(runtime, tail, q) for tail, q in zip(tails, asked, strict=True)]
+    examples = [Example((*head, *tail), len(head)) for head in heads for tail in tails]
+    scored = log_probabilities(decoder, examples)
+    rows = [(own.sum(), own @ carries[i % len(asked)]) for i, own in enumerate(scored)]
+    return np.array(rows).reshape(len(statements), len(asked), 2)
+
+
+def gains(decoder: Decoder, runtime: Runtime, statements: Sequence[str], asked: Sequence[str]) -> np.ndarray:
+    """By how many nats each statement makes each question likelier than others do, (statements, asked, 2) as above."""
+    found = log_likelihoods(decoder, runtime, [*statements, *BACKGROUND[:_OTHER_STATEMENTS]], asked)
+    return found[: len(statements)] - found[len(statements) :].mean(0)
 
 
 def answered(decoder: Decoder, runtime: Runtime, statement: str, asked: Sequence[str]) -> np.ndarray:
@@ -56,21 +55,15 @@ def answered(decoder: Decoder, runtime: Runtime, statement: str, asked: Sequence
     prompts = [runtime.tokenize(f"{_ANSWERS}\n\nI asked: {q}\nThe answer was:") for q in (*asked, *others)]
     target = runtime.tokenize(f" {statement}")
     examples = [Example((*prompt, *target), len(prompt)) for prompt in prompts]
-    place = {id(e): i for i, e in enumerate(examples)}
-    found = np.zeros(len(examples))
-    with torch.no_grad(), decoder.bare():
-        for group in plan_packs(examples, PACK_TOKENS):
-            pack = pack_examples(group)
-            _, nll = pack_loss(decoder, pack)
-            found[[place[id(e)] for e in group]] = -torch.zeros(len(group)).index_add_(0, pack.owner, nll.cpu()).numpy()
+    found = np.array([own.sum() for own in log_probabilities(decoder, examples)])
     return found[: len(asked)] - found[len(asked) :].mean()
 
 
-def _content(runtime: Runtime, tokens: tuple[int, ...], question: str) -> torch.Tensor:
+def _content(runtime: Runtime, tokens: Sequence[int], question: str) -> np.ndarray:
     """Which tokens belong to content words, (tokens,) of 0 and 1."""
     text, spans = token_spans(runtime, tokens)
     places = [(at, at + len(w)) for w in wording.content_words(question) if (at := text.find(w)) >= 0]
-    return torch.tensor([float(any(a < end and b > at for at, end in places)) for a, b in spans])
+    return np.array([float(any(a < end and b > at for at, end in places)) for a, b in spans])
 
 
 def token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
@@ -91,7 +84,7 @@ def background(home: Home, decoder: Decoder, runtime: Runtime, model_sha: str) -
         return np.frombuffer(path.read_bytes(), np.float32).reshape(len(BACKGROUND), len(POOL), 2)
     except (OSError, ValueError):
         pass
-    rows = np.stack([log_likelihoods(decoder, runtime, s, POOL) for s in BACKGROUND]).astype(np.float32)
+    rows = np.concatenate([log_likelihoods(decoder, runtime, [s], POOL) for s in BACKGROUND]).astype(np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, rows.tobytes())
     return rows
@@ -110,7 +103,7 @@ def information(
     """
     rows = []
     for i, statement in enumerate(statements):
-        rows.append(log_likelihoods(decoder, runtime, statement, POOL))
+        rows.append(log_likelihoods(decoder, runtime, [statement], POOL))
         progress(i + 1, len(statements))
-    found = np.stack(rows) if rows else np.zeros((0, *ground.shape[1:]))
+    found = np.concatenate(rows) if rows else np.zeros((0, *ground.shape[1:]))
     return found - np.concatenate((found, ground)).mean(0)

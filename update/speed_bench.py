@@ -2,7 +2,7 @@
 
 `floor_share` is how near training comes to the least time that its products need: needed floating-point work
 over (measured matrix rate x seconds). What is needed for one pass over the packs (`needed_flop`), with rows = tokens
-behind the shared prefix plus the prefix once a pack, fillers not counted:
+behind the shared prefix but for the last plus the prefix once a pack, fillers not counted:
 
     forward     2 x weights x rows          every matrix of the blocks
     backward    2 x weights x rows          to the activations, for matrices whose input depends on an adapter
@@ -148,7 +148,7 @@ def train_passes(decoder: Decoder, examples: Sequence[Example], seconds: float, 
 
 def needed_flop(decoder: Decoder, packs: Sequence[Pack]) -> int:
     """Floating-point operations that one pass over the packs cannot do without; the module says how counted."""
-    rows = sum(p.prefix + sum(len(e.tokens) - p.prefix for e in p.examples) for p in packs)
+    rows = sum(p.prefix + sum(len(e.tokens) - 1 - p.prefix for e in p.examples) for p in packs)
     targets = sum(len(p.target_ids) for p in packs)
     per_row, trained = 0, False  # trained: the input depends on an adapter, so it needs a gradient
     for layer in decoder.layers:

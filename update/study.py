@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.bearing import BACKGROUND, prompt_of
+from engrain.device.bearing import prompt_of
 from engrain.update import clauses, frames, questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
@@ -85,7 +85,7 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
 def fluent_questions(runtime: Runtime, decoder: Decoder, statement: str, count: int = PLAIN) -> list[str]:
     """The questions that grammar makes of a statement, those first that the model finds most natural (nats a token)."""
     drafts = frames.questions(statement)
-    likelihood = questions.log_likelihoods(decoder, runtime, statement, drafts)[:, 0]
+    likelihood = questions.log_likelihoods(decoder, runtime, [statement], drafts)[0, :, 0]
     lengths = [len(runtime.tokenize(f" {q}")) for q in drafts]
     return [drafts[j] for j in np.argsort(-likelihood / np.maximum(lengths, 1))][:count]
 
@@ -138,8 +138,7 @@ def write_questions(
 
 def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[str]) -> list[str]:
     """The drafts that the fact makes likelier, best first."""
-    others = [questions.log_likelihoods(decoder, runtime, s, drafts) for s in BACKGROUND[:3]]
-    gain = (questions.log_likelihoods(decoder, runtime, fact.said, drafts) - np.mean(others, axis=0))[:, 0]
+    gain = questions.gains(decoder, runtime, [fact.said], drafts)[0, :, 0]
     return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
 
 

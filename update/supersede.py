@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.bearing import BACKGROUND
 from engrain.update import questions, wording
 from engrain.update.decoder import Decoder
 from engrain.update.study import Fact, Lesson
@@ -36,18 +35,16 @@ def superseded(runtime: Runtime, decoder: Decoder, facts: Sequence[Fact], old: S
         near = [f for f in facts if f.answer != answer and _stems(f.said) & _stems(answer)]
         if near:
             few = own[:: max(1, len(own) // _ASKED)][:_ASKED]
-            gains = content_gains(runtime, decoder, [answer, *(f.said for f in near)], few)
-            best = int(gains[1:].argmax())
-            if gains[0] > MIN_GAIN and gains[1 + best] > SHARE * gains[0]:
+            old_gain, *new = content_gains(runtime, decoder, [answer, *(f.said for f in near)], few)
+            best = int(np.argmax(new))
+            if old_gain > MIN_GAIN and new[best] > SHARE * old_gain:
                 found[answer] = near[best]
     return found
 
 
 def content_gains(runtime: Runtime, decoder: Decoder, statements: Sequence[str], asked: Sequence[str]) -> np.ndarray:
     """By how many nats each statement makes the questions' content words likelier, (statements,), the median."""
-    ground = [questions.log_likelihoods(decoder, runtime, s, asked)[:, 1] for s in BACKGROUND[:3]]
-    rows = [questions.log_likelihoods(decoder, runtime, s, asked)[:, 1] for s in statements]
-    return np.median(np.stack(rows) - np.mean(ground, axis=0), axis=1)
+    return np.median(questions.gains(decoder, runtime, statements, asked)[..., 1], axis=1)
 
 
 def _stems(text: str) -> set[str]:

@@ -42,20 +42,29 @@ def test_gated_silu():
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_softmax_attention():
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_softmax_attention(first, softcap):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 10, 16), torch.randn(3, 2, 6, 16), torch.randn(3, 2, 6, 16)
-    mask = torch.zeros(10, 6).masked_fill_(torch.rand(10, 6) < 0.4, -torch.inf)
+    first_k, first_v = torch.randn(3, first, 16), torch.randn(3, first, 16)
+    mask = torch.zeros(10, first + 6).masked_fill_(torch.rand(10, first + 6) < 0.4, -torch.inf)
     mask[:, 0] = 0
+
+    def theirs(q, k, v, first_k, first_v):
+        keys, values = (torch.cat((a[:, None].expand(-1, 2, -1, -1), b), 2) for a, b in ((first_k, k), (first_v, v)))
+        if not softcap:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=0.3)
+        scores = softcap * torch.tanh(q @ keys.transpose(-1, -2) * 0.3 / softcap)
+        return (scores + mask).softmax(-1) @ values
+
     pairs = _both(
-        lambda *x: fused.softmax_attention(*x, mask, 0.3),
-        lambda *x: F.scaled_dot_product_attention(*x, attn_mask=mask, scale=0.3),
-        q,
-        k,
-        v,
+        lambda q, k, v, *both: fused.softmax_attention(q, k, v, both, mask, 0.3, softcap),
+        theirs,
+        *(q, k, v, first_k, first_v),
     )
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("adjacent", [True, False])

@@ -23,7 +23,7 @@ def test_needed_operations_without_an_adapter_are_one_forward_and_the_head(tiny:
     with Runtime.load(tiny) as runtime:
         pack = pack_examples(to_examples(runtime, speed_bench.make_pairs(4)))
     weights = sum(t.shape[0] * t.shape[1] for n, t in gguf.tensors.items() if is_linear(n))
-    rows = pack.prefix + sum(len(e.tokens) - pack.prefix for e in pack.examples)
+    rows = pack.prefix + sum(len(e.tokens) - 1 - pack.prefix for e in pack.examples)
     head = gguf.hyper.n_embd * gguf.hyper.n_vocab * len(pack.target_ids)
     bare = speed_bench.build(gguf, 0, 0)
     assert speed_bench.needed_flop(bare, [pack]) == 2 * weights * rows + 2 * head
