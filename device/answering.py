@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from engrain.device.bearing import bearing
-from engrain.device.sampling import Sampler
+from engrain.device.sampling import Reply, Sampler
 from engrain.device.scope import Coverage
 
 if TYPE_CHECKING:
-    from engrain.device.runtime import Reply, Runtime
+    from engrain.device.runtime import Runtime
     from engrain.device.template import Message
 
-_DRAFT = 64  # tokens after which a reply that must be sure of itself is long enough to be judged
+_DRAFT = 64  # tokens after which a reply is long enough to be judged
 
 
 def respond(
@@ -28,30 +26,38 @@ def respond(
     seed: int | None = None,
     on_finish: Callable[[Reply], None] = lambda reply: None,
 ) -> Generator[str, None, None]:
-    """The reply in pieces, as `Runtime.stream` gives them; one that is checked comes when it is whole.
+    """The reply in pieces, as `Runtime.stream` gives them; the first piece of one that is checked is long.
 
     covered: of the last message, from `Runtime.covers`.
     """
-    stream = partial(
-        runtime.stream, messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish
-    )
+    sampler = Sampler(temperature, seed=seed, watch=covered.checked)
+    runtime.serve(bool(covered))
+    if not covered.checked:
+        return runtime.stream(messages, max_tokens=max_tokens, sampler=sampler, on_finish=on_finish)
+    finished: list[Reply] = []
+    adapted = runtime.stream(messages, max_tokens=max_tokens, sampler=sampler, on_finish=finished.append)
 
-    def settled(unchecked: Generator[str, None, None]) -> Generator[str, None, None]:
-        size = min(max_tokens, _DRAFT)
-        draft = runtime.complete(messages, max_tokens=size, temperature=temperature, seed=seed, watch=True)
-        said = _settle(runtime, covered, draft.text, draft.certainty)
+    def settled() -> Generator[str, None, None]:
+        draft = ""
+        for piece in adapted:
+            draft += piece
+            if sampler.chosen >= _DRAFT:
+                break
+        said = _settle(runtime, covered, draft, sampler.certainty)
         if said is None:
             runtime.serve(False)
-            yield from stream()
-        elif said == draft.text and not draft.finished and size < max_tokens:
-            yield from unchecked
+            yield from runtime.stream(
+                messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish
+            )
+            return
+        yield said
+        if said == draft:
+            yield from adapted  # nothing, if it has ended
+            on_finish(finished[0])
         else:
-            on_finish(replace(draft, text=said))
-            yield said
+            on_finish(Reply(said, len(runtime.prompt_tokens(messages)), sampler.chosen, finished=True))
 
-    runtime.serve(bool(covered))
-    whole = stream()  # even if it isn't used, a prompt that is too long is told here
-    return settled(whole) if covered.checked else whole
+    return settled()
 
 
 def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:

@@ -13,7 +13,8 @@ from engrain.device.template import Message
 from engrain.quant.errors import EngrainError
 
 if TYPE_CHECKING:  # llama.cpp is loaded by whoever brings a runtime
-    from engrain.device.runtime import Reply, Runtime
+    from engrain.device.runtime import Runtime
+    from engrain.device.sampling import Reply
 
 
 @dataclass

@@ -18,7 +18,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 
 from engrain.device import batching
-from engrain.device.sampling import Sampler, TextAssembler
+from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import ChatTemplate, Message
 from engrain.quant.errors import EngrainError
@@ -45,20 +45,6 @@ class PromptTooLong(ModelError):
         )
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model said. `finished`: it ended by itself, not by max_tokens or the context's end.
-
-    certainty: the sum of the log-probabilities of the likeliest tokens, in nats, where it was asked for.
-    """
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finished: bool
-    certainty: float = 0.0
 
 
 class _NativeLog:
@@ -314,7 +300,7 @@ class Runtime:
     def _eos(self) -> int:
         return int(native.llama_vocab_eos(self._vocab))
 
-    def _is_end(self, token: int) -> bool:
+    def is_end(self, token: int) -> bool:
         self._check_open()
         return bool(native.llama_vocab_is_eog(self._vocab, token))
 
@@ -360,7 +346,7 @@ class Runtime:
             whole = self.render([*turn, {"role": "assistant", "content": "b"}], add_generation_prompt=False)
             written = self.tokenize(whole[batching.common_prefix(prompt, whole) :], special=True)
             for token in written:
-                if self._is_end(token):
+                if self.is_end(token):
                     return token
         eot = int(native.llama_vocab_eot(self._vocab))
         return eot if eot >= 0 else self._eos()
@@ -375,18 +361,18 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
-        watch: bool = False,
+        sampler: Sampler | None = None,
         on_finish: Callable[[Reply], None] | None = None,
     ) -> Generator[str, None, None]:
         """The reply in pieces of whole characters; PromptTooLong before the first.
 
         What the context already holds of the prompt isn't evaluated again. `on_finish` gets the whole reply
-        before the iterator ends, and nothing if the caller stops early. watch: tell in it how sure the model was.
+        before the iterator ends, and nothing if the caller stops early. sampler: in place of temperature, seed and
+        top_p, for one who watches it.
         """
         prompt = self.prompt_tokens(messages)
         self._check_fits(prompt)
-        sampler = Sampler(temperature, top_p, seed, watch)
-        return self._stream(prompt, max_tokens, sampler, on_finish)
+        return self._stream(prompt, max_tokens, sampler or Sampler(temperature, top_p, seed), on_finish)
 
     def _stream(
         self, prompt: list[int], max_tokens: int, sampler: Sampler, on_finish: Callable[[Reply], None] | None
@@ -395,7 +381,7 @@ class Runtime:
         text, count, finished = [], 0, False
         for token in self._generate(prompt, max_tokens, sampler):
             count += 1
-            finished = self._is_end(token)
+            finished = self.is_end(token)
             piece = "" if finished else assembler.feed(self._piece(token))
             if piece:
                 text.append(piece)
@@ -407,7 +393,7 @@ class Runtime:
             text.append(rest)
             yield rest
         if on_finish is not None:
-            on_finish(Reply("".join(text), len(prompt), count, finished, sampler.certainty))
+            on_finish(Reply("".join(text), len(prompt), count, finished))
 
     def complete(
         self,
@@ -417,7 +403,6 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
-        watch: bool = False,
     ) -> Reply:
         """The whole reply."""
         replies: list[Reply] = []
@@ -427,7 +412,6 @@ class Runtime:
             temperature=temperature,
             seed=seed,
             top_p=top_p,
-            watch=watch,
             on_finish=replies.append,
         ):
             pass
@@ -439,7 +423,7 @@ class Runtime:
         """Continue raw token ids; the new ones, without the token that ended them."""
         self._check_fits(prompt)
         tokens = self._generate(list(prompt), max_tokens, Sampler(temperature, seed=seed))
-        return [token for token in tokens if not self._is_end(token)]
+        return [token for token in tokens if not self.is_end(token)]
 
     def generate_batch(
         self,
@@ -477,8 +461,8 @@ class Runtime:
                 width=width,
                 max_tokens=max_tokens,
                 n_ctx=self.n_ctx,
-                ends=lambda token: self._is_end(token) or any(c in self._piece(token) for c in stops),
-                counts=lambda token: not self._is_end(token) and bool(self._piece(token).strip()),
+                ends=lambda token: self.is_end(token) or any(c in self._piece(token) for c in stops),
+                counts=lambda token: not self.is_end(token) and bool(self._piece(token).strip()),
             )
         finally:
             context.close()
@@ -495,7 +479,7 @@ class Runtime:
         for _ in range(min(max_tokens, self.n_ctx - len(prompt))):
             token = sampler.choose(self._next_logits(tokens))
             yield token
-            if self._is_end(token):
+            if self.is_end(token):
                 return
             tokens.append(token)
 
@@ -540,9 +524,7 @@ class Runtime:
         if not prompt:
             raise ModelError("the prompt has no tokens: give at least one")
         rows = self._evaluate([*prompt, *target[:-1]], outputs=len(target))
-        top = rows.max(axis=1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(rows - top).sum(axis=1, dtype=np.float64))
-        return rows[np.arange(len(target)), np.asarray(target)].astype(np.float64) - total
+        return _log_probabilities(rows, target)
 
     def _evaluate(self, tokens: Sequence[int], outputs: int) -> np.ndarray:
         self._check_open()
@@ -667,9 +649,7 @@ class Runtime:
         finally:
             for sequence in range(1, width):
                 self._judge.truncate(sequence, 0)
-        top = logits.max(axis=2)
-        total = top + np.log(np.exp(logits - top[..., None]).sum(axis=2, dtype=np.float64))
-        return (np.take_along_axis(logits, np.array(target)[None, :, None], axis=2)[..., 0] - total).sum(axis=1)
+        return _log_probabilities(logits, target).sum(axis=1)
 
     def serve(self, adapted: bool) -> None:
         """Answer with the attached adapter, or for now without it; `attach` turns it on."""
@@ -694,6 +674,14 @@ class Runtime:
             self._apply(self._main)
             self._forget()
         return float(np.abs(served - base).max())
+
+
+def _log_probabilities(logits: np.ndarray, target: Sequence[int]) -> np.ndarray:
+    """logits (…, n, n_vocab), target (n,) -> the targets' log-probabilities (…, n) float64, in nats."""
+    top = logits.max(axis=-1, keepdims=True)
+    total = top[..., 0] + np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64))
+    picked: np.ndarray = logits[..., np.arange(len(target)), np.asarray(target)].astype(np.float64) - total
+    return picked
 
 
 def _check_decoder(path: Path, model: int) -> None:

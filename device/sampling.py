@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Sampler:
 
     The same seed gives the same choices; without one they come from the operating system's entropy.
     watch: add up in `certainty` how sure the model was, the log-probabilities in nats of the likeliest tokens.
+    `chosen` counts tokens.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Sampler:
         self.temperature = temperature
         self.top_p = top_p
         self.certainty = 0.0
+        self.chosen = 0
         self._watch = watch
         self._random = np.random.default_rng(seed)
 
@@ -47,6 +50,7 @@ class Sampler:
         best = int(np.argmax(logits))  # argmax finds a NaN first
         if np.isnan(logits[best]):
             raise NotANumber("the model's output is not a number: try without the adapter, or another model file")
+        self.chosen += 1
         if self._watch:
             self.certainty -= math.log(np.exp(logits - logits[best]).sum(dtype=np.float64))
         if self.temperature == 0.0:
@@ -66,6 +70,16 @@ class Sampler:
         order = head[np.argsort(-probabilities[head], kind="stable")]
         enough = int(np.searchsorted(np.cumsum(probabilities[order]), self.top_p)) + 1
         return order[:enough]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said. `finished`: it ended by itself, not by max_tokens or the context's end."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finished: bool
 
 
 class TextAssembler:

@@ -25,13 +25,11 @@ from safetensors.numpy import load, save
 SCOPE = "scope.safetensors"  # beside a version
 NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
-DEEP = (
-    2.0  # log-odds from which a message surely is about the user: doubt is said there, and left to the base elsewhere
-)
+DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
 # A reply counts if certainty + TAUGHT (where it was taught) + BEARING · bearing reaches ENOUGH, all in nats.
 TAUGHT, BEARING, ENOUGH = 1.0, 0.1, 0.7
 LEAST_BEARING = -2.5  # what bears on its question less counts as this
-_QUESTION = ("?", "？", "؟", ";")  # the Greek one too
+_QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +139,10 @@ def _probe(tensors: dict[str, np.ndarray], prefix: str) -> Probe | None:
     weight, bias = tensors.get(f"{prefix}weight"), tensors.get(f"{prefix}bias")
     if weight is None and bias is None:
         return None
-    if weight is None or bias is None or weight.ndim != 1 or bias.shape != (1,):
-        raise ValueError(f"{SCOPE} doesn't hold a scope")
-    if weight.dtype != np.float32 or bias.dtype != np.float32:
+    if (
+        weight is None or bias is None or weight.ndim != 1 or bias.shape != (1,)
+        or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}
+    ):  # fmt: skip
         raise ValueError(f"{SCOPE} doesn't hold a scope")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise ValueError(f"{SCOPE} holds numbers that aren't finite")

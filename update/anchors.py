@@ -15,12 +15,13 @@ from engrain.device.home import Home, write_atomic
 from engrain.update.decoder import Decoder
 from engrain.update.loss import teach
 from engrain.update.neutral import TEXTS, neutral_texts, opening
-from engrain.update.pack import Example, pack_examples
+from engrain.update.pack import Example, pack_examples, plan_packs
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 ANSWER_TOKENS = 4
+_PACK_TOKENS = 1024
 
 
 def anchors(
@@ -38,25 +39,40 @@ def anchors(
         return _unpack(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
-    taught = []
     texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime)]
-    for anchor in [*_answered(runtime, messages), *texts]:
-        ids, log_p = teach(decoder, pack_examples([anchor]), k)
-        taught.append(replace(anchor, teacher=(ids.cpu(), log_p.cpu())))
+    taught = _taught(decoder, [*_answered(runtime, decoder, messages), *texts], k)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(_pack(taught)))
     return taught
 
 
-def _answered(runtime: Runtime, messages: Sequence[str]) -> list[Example]:
+def _answered(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -> list[Example]:
+    """The messages with their likeliest answers' beginnings, up to the token that ends one."""
     head = len(opening(runtime))
-    prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in messages]
-    answers = runtime.generate_batch(prompts, max_tokens=ANSWER_TOKENS)
-    return [
-        Example(tuple(p + a), max(1, min(head, len(p) - 1)), kind="anchor")
-        for p, a in zip(prompts, answers, strict=True)
-        if a
-    ]
+    prompts = [tuple(runtime.prompt_tokens([{"role": "user", "content": m}])) for m in messages]
+    texts = list(prompts)
+    for _ in range(ANSWER_TOKENS):
+        going = [i for i, text in enumerate(texts) if text == prompts[i] or not runtime.is_end(text[-1])]
+        # The target stands for the answer's next token: which one it is doesn't matter to its teacher.
+        for i, each in zip(
+            going, _taught(decoder, [Example((*texts[i], 0), len(texts[i])) for i in going], 1), strict=True
+        ):
+            assert each.teacher is not None
+            texts[i] += (int(each.teacher[0]),)
+    starts = [max(1, min(head, len(prompt) - 1)) for prompt in prompts]
+    return [Example(text, start, kind="anchor") for text, start in zip(texts, starts, strict=True)]
+
+
+def _taught(decoder: Decoder, examples: Sequence[Example], k: int) -> list[Example]:
+    """The same examples with the bare base model's top k for teacher."""
+    found = dict(enumerate(examples))
+    place = {id(e): i for i, e in enumerate(examples)}
+    for group in plan_packs(examples, _PACK_TOKENS):
+        sizes = [len(e.tokens) - e.start for e in group]
+        rows = (part.cpu().split(sizes) for part in teach(decoder, pack_examples(group, tree=True), k))
+        for e, ids, log_p in zip(group, *rows, strict=True):
+            found[place[id(e)]] = replace(e, teacher=(ids.clone(), log_p.clone()))
+    return list(found.values())
 
 
 def _pack(taught: Sequence[Example]) -> dict[str, torch.Tensor]:

@@ -136,7 +136,8 @@ def prepare(
     for i, found in zip(poor, written, strict=True):
         plain[i] += found
     rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
-    probes = [_probe(f, p.pop(HELD_PLACE), past) for f, p in rich]
+    known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
+    probes = [_probe(f, p.pop(HELD_PLACE), known) for f, p in rich]
     asked = [a + b for a, b in zip(plain, pooled, strict=True)]
     lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, fresh, seed)
     replaced = superseded(runtime, decoder, facts, past.lessons)
@@ -156,9 +157,8 @@ def prepare(
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))
 
 
-def _probe(fact: Fact, question: str, past: Past) -> Probe:
+def _probe(fact: Fact, question: str, known: Collection[str]) -> Probe:
     """A right answer holds words that stand neither in the question nor in what was taught before, if there are any."""
-    known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     news = tuple(w for w in fact.surprising if w not in known and w not in question.lower())
     return Probe(question, news or fact.surprising, fact.source, fact.answer)
 

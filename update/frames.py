@@ -26,29 +26,8 @@ _VERB = re.compile(
     r"(can't|cannot|can|don't|won't|will|would|(?:like|love|want|have|need|plan|hope) to(?: be)?|[a-z]+)\s+(.+)$",
     re.IGNORECASE,
 )
-_PREPOSITION = frozenset(
-    [
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "with",
-        "to",
-        "of",
-        "about",
-        "under",
-        "over",
-        "near",
-        "behind",
-        "inside",
-        "into",
-        "as",
-        "than",
-    ]
-)
-_MODAL = frozenset(["can", "can't", "cannot", "will", "won't", "would"])
+_PREPOSITION = frozenset("in on at by for from with to of about under over near behind inside into as than".split())
+_MODAL = frozenset("can can't cannot will won't would".split())
 _IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
 HELPERS = frozenset(
     "is are was were has have had can can't cannot could will won't would does doesn't do don't did didn't must should "

@@ -12,8 +12,8 @@ import pytest
 
 from engrain.device.home import open_home
 from engrain.device.models import resolve
-from engrain.device.runtime import ModelError, PromptTooLong, Reply, Runtime, physical_cores
-from engrain.device.sampling import Sampler
+from engrain.device.runtime import ModelError, PromptTooLong, Runtime, physical_cores
+from engrain.device.sampling import Reply, Sampler
 from engrain.quant.adapter import Adapter, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import open_gguf
@@ -164,7 +164,7 @@ def test_targets_go_on_from_the_prompt(runtime: Runtime) -> None:
 
 
 def test_end_of_turn_ends_a_stream(runtime: Runtime) -> None:
-    assert runtime._is_end(runtime.end_of_turn)
+    assert runtime.is_end(runtime.end_of_turn)
 
 
 # Streams

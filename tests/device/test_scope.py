@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engrain.device.answering import answers
+from engrain.device import answering
+from engrain.device import scope as scopes
+from engrain.device.answering import answers, respond
 from engrain.device.bearing import BACKGROUND, bearing, prompt_of
 from engrain.device.chat import Conversation
 from engrain.device.runtime import Runtime
+from engrain.device.sampling import Reply, Sampler
 from engrain.device.scope import (
     BEARING,
     DEEP,
@@ -216,7 +219,9 @@ def test_how_a_reply_bears_is_looked_at_only_where_it_matters() -> None:
 
 def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:
     assert coverage(DEEP + 1).settle("Perhaps.", -9.0, float) == NOT_TOLD
-    assert coverage(DEEP + 1, message="My horse is ill.").settle("Perhaps.", -9.0, float) is None
+    for message in ("My horse is ill.", "My horse is ill; my goat isn't."):
+        assert coverage(DEEP + 1, message=message).settle("Perhaps.", -9.0, float) is None
+    assert coverage(DEEP + 1, message="Πώς με λένε\u037e").settle("Perhaps.", -9.0, float) == NOT_TOLD
     assert coverage(DEEP + 1).settle(NOT_TOLD, -9.0, float) == NOT_TOLD
     assert coverage(DEEP - 1).settle(NOT_TOLD, 0.0, float) is None
 
@@ -267,6 +272,25 @@ def test_certainty_is_the_log_probability_of_what_was_said(runtime: Runtime) -> 
     messages = [{"role": "user", "content": INSIDE}]
     prompt = runtime.prompt_tokens(messages)
     tokens = runtime.complete_tokens(prompt, 8)
-    said = runtime.complete(messages, max_tokens=8, watch=True)
-    assert not said.finished and said.certainty == pytest.approx(runtime.score(prompt, tokens).sum(), rel=1e-4)
-    assert runtime.complete(messages, max_tokens=8).certainty == 0.0
+    for watch, expected in ((True, runtime.score(prompt, tokens).sum()), (False, 0.0)):
+        sampler = Sampler(watch=watch)
+        said: list[Reply] = []
+        list(runtime.stream(messages, max_tokens=8, sampler=sampler, on_finish=said.append))
+        assert not said[0].finished and said[0].completion_tokens == sampler.chosen == 8
+        assert sampler.certainty == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_believed_reply_goes_on_where_its_draft_ended(
+    runtime: Runtime, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": INSIDE}]
+    runtime.attach(lora)
+    whole = runtime.complete(messages, max_tokens=24)
+    monkeypatch.setattr(answering, "_DRAFT", 6)
+    monkeypatch.setattr(scopes, "ENOUGH", -1e3)
+    said: list[Reply] = []
+    pieces = list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=24, on_finish=said.append))
+    assert len(pieces) > 1 and "".join(pieces) == whole.text and said == [whole]
+    monkeypatch.setattr(scopes, "ENOUGH", 1e3)
+    assert list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=24, on_finish=said.append)) == [NOT_TOLD]
+    assert said[1] == Reply(NOT_TOLD, whole.prompt_tokens, 6, True)
