@@ -23,7 +23,7 @@ _STARTS = (
     "Explain", "Thank", "When", "Give me", "Can you", "", "Why", "Translate", "Good", "List", "What can", "Hello",
 )  # fmt: skip
 _QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
-OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 400, 48
+OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 200, 48
 _TOKENS, _TEXT_TOKENS = 24, 32
 _BATCH = 64  # written between two reports
 _MARK = "\u2603"

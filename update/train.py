@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -204,14 +204,16 @@ def _step(
         loss, mean = preference_loss(decoder, pairs, reference)
         (loss * options.preference_weight).backward()
         tokens += sum(len(e.tokens) for p in pairs for e in p.examples)
-    for group, share in ((planned.examples, 1.0), (planned.anchors, options.anchor_weight)):
-        if group:
-            pack = pack_examples(group).to(decoder.embedding.device)
-            loss, nll = pack_loss(decoder, pack)
-            (loss * (share / pack.weight.sum().clamp_min(1e-6))).backward()
-            tokens += len(pack.tokens)
-            if group is planned.examples:
-                mean = float((nll * pack.weight).sum() / pack.weight.sum())
+    shares = ((planned.examples, 1.0), (planned.anchors, options.anchor_weight))
+    group = [replace(e, weight=e.weight * unit) for part, share in shares for unit in _unit(part, share) for e in part]
+    if group:
+        pack = pack_examples(group).to(decoder.embedding.device)
+        loss, nll = pack_loss(decoder, pack)
+        loss.backward()
+        tokens += len(pack.tokens)
+        if planned.examples:
+            own = pack.owner < len(planned.examples)
+            mean = float((nll * pack.weight)[own].sum())
     if math.isfinite(mean):
         norm = torch.nn.utils.clip_grad_norm_(params, options.clip, foreach=True)
         if torch.isfinite(norm):
@@ -220,6 +222,12 @@ def _step(
             mean = math.nan
     optimiser.zero_grad(set_to_none=True)
     return mean, tokens
+
+
+def _unit(examples: Sequence[Example], share: float) -> list[float]:
+    """What the weights of examples are multiplied by so that all their targets' make `share`; nothing without any."""
+    whole = sum(e.weight * (len(e.tokens) - e.start) for e in examples)
+    return [share / max(whole, 1e-6)] if examples else []
 
 
 def _set_lr(optimiser: torch.optim.Optimizer, options: TrainOptions, step: int, total: int, seconds: float) -> None:
