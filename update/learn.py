@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RANK, ALPHA = 8, 16.0
 WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
+ANCHOR_ROWS = 48  # of an anchor in a step's pack, about
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
 
@@ -278,7 +279,8 @@ def bare_layers(gguf: GGUFModel) -> int:
 def _plan_memory(job: _Job) -> footprint.Footprint:
     device, memory = pick_device(job.options.device), job.options.memory
     resident = None if memory == "auto" else memory == "resident"
-    return footprint.choose(job.gguf, job.settings.pack_tokens, RANK, fast_dtype(device), device, resident)
+    rows = job.settings.pack_tokens + ANCHOR_ROWS * job.settings.anchors_per_step
+    return footprint.choose(job.gguf, rows, RANK, fast_dtype(device), device, resident)
 
 
 def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None, resident: bool = True) -> Decoder:
