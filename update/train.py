@@ -35,7 +35,7 @@ class TrainOptions:
 
     lr: float = 4e-3
     epochs: int = 4
-    min_steps: int = 32
+    min_steps: int = 60
     pack_tokens: int = 512
     anchors_per_step: int = 4
     anchor_weight: float = 1.0
