@@ -74,7 +74,7 @@ def one(path: Path, resident: bool, steps: int) -> dict[str, Any]:
     from engrain.update.train import Step, TrainOptions, train
 
     with Runtime.load(path) as runtime:
-        settings = TrainOptions(epochs=1, lr=1e-4, pack_tokens=512)
+        settings = TrainOptions(epochs=1, min_steps=0, lr=1e-4, pack_tokens=512)
         examples = to_examples(runtime, make_pairs(64 * steps))
         groups = plan_packs(examples, settings.pack_tokens)[:steps]
         examples = [e for g in groups for e in g]

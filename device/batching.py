@@ -61,11 +61,10 @@ def generate(
     max_tokens: int,
     n_ctx: int,
     ends: Callable[[int], bool],
-    counts: Callable[[int], bool],
 ) -> list[list[int]]:
     """Continue prompts (token ids, none empty), `width` at a time; a finished one makes room for the next.
 
-    Returns the new tokens of each prompt; the one that ends it (`ends`) is among them only if it `counts`.
+    Returns the new tokens of each prompt, without the one that `ends` it.
     The context is empty at the start, has width + 1 sequences and room for them.
     """
     replies: list[list[int]] = [[] for _ in prompts]
@@ -86,7 +85,7 @@ def generate(
             slot.length += len(slot.pending)
             token = slot.sampler.choose(logits[row])
             ended = ends(token)
-            if not ended or counts(token):
+            if not ended:
                 slot.tokens.append(token)
                 slot.pending = [token]
             if ended or len(slot.tokens) == max_tokens or slot.length + 1 >= n_ctx:

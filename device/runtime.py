@@ -426,20 +426,12 @@ class Runtime:
         return [token for token in tokens if not self.is_end(token)]
 
     def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        stop: str = "",
-        samplers: Sequence[Sampler] = (),
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, samplers: Sequence[Sampler] = ()
     ) -> list[list[int]]:
         """Continue many prompts (token ids) side by side: about twice the tokens a second on two cores.
 
-        Returns the new tokens of each, without the end of turn; or up to the first with one of `stop`'s characters,
-        left out where it is white space. A prompt's random choices depend on the seed and its place in the list.
-        Sums run in another order than in `complete_tokens`: near ties may fall otherwise.
-        samplers: one for each prompt, in place of a temperature and a seed.
+        Returns the new tokens of each, without the end of turn. Sums run in another order than in `complete_tokens`:
+        near ties may fall otherwise. samplers: one for each prompt; greedy without.
         """
         if not prompts or max_tokens < 1:
             return [[] for _ in prompts]
@@ -452,17 +444,14 @@ class Runtime:
         try:
             if not self._apply(context):
                 raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
-            stops = [character.encode() for character in stop]
-            seeds = [None if seed is None else (seed, at) for at in range(len(prompts))]
             return batching.generate(
                 context,
                 prompts,
-                samplers or [Sampler(temperature, seed=each) for each in seeds],
+                samplers or [Sampler() for _ in prompts],
                 width=width,
                 max_tokens=max_tokens,
                 n_ctx=self.n_ctx,
-                ends=lambda token: self.is_end(token) or any(c in self._piece(token) for c in stops),
-                counts=lambda token: not self.is_end(token) and bool(self._piece(token).strip()),
+                ends=self.is_end,
             )
         finally:
             context.close()

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from engrain.device.home import Home, write_atomic
 from engrain.update.decoder import Decoder
+from engrain.update.generate import continued
 from engrain.update.loss import teach
 from engrain.update.neutral import TEXTS, neutral_texts, opening
 from engrain.update.pack import Example, pack_examples, plan_packs
@@ -29,7 +30,7 @@ def anchors(
 ) -> list[Example]:
     """Messages with the base model's answers, then plain texts, taught by its top-k distributions; cached.
 
-    The runtime must have no adapter attached. The message is part of the target where the model could have written
+    The message is part of the target where the model could have written
     it, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin, and
     more messages for the same work hold more in place.
     """
@@ -39,7 +40,7 @@ def anchors(
         return _unpack(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
-    texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime)]
+    texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime, decoder)]
     taught = _taught(decoder, [*_answered(runtime, decoder, messages), *texts], k)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(_pack(taught)))
@@ -50,15 +51,8 @@ def _answered(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -> li
     """The messages with their likeliest answers' beginnings, up to the token that ends one."""
     head = len(opening(runtime))
     prompts = [tuple(runtime.prompt_tokens([{"role": "user", "content": m}])) for m in messages]
-    texts = list(prompts)
-    for _ in range(ANSWER_TOKENS):
-        going = [i for i, text in enumerate(texts) if text == prompts[i] or not runtime.is_end(text[-1])]
-        # The target stands for the answer's next token: which one it is doesn't matter to its teacher.
-        for i, each in zip(
-            going, _taught(decoder, [Example((*texts[i], 0), len(texts[i])) for i in going], 1), strict=True
-        ):
-            assert each.teacher is not None
-            texts[i] += (int(each.teacher[0]),)
+    answers = continued(decoder, prompts, ANSWER_TOKENS, runtime.is_end)
+    texts = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(1, min(head, len(prompt) - 1)) for prompt in prompts]
     return [Example(text, start, kind="anchor") for text, start in zip(texts, starts, strict=True)]
 

@@ -68,7 +68,7 @@ class _Unpad(torch.autograd.Function):
         return dx.index_copy_(0, ctx.saved_tensors[0], dy), None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pack: Pack, mask: Mask, scale: float, softcap: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, *, pack: Pack, mask: Mask) -> Tensor:
     """q (T, n_head, d), k and v (T, n_head_kv, d) -> (T, n_head, d)."""
     p, pad = pack.prefix, (pack.pad - pack.prefix).clamp_min(0)
 

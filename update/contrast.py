@@ -12,6 +12,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from engrain.update import wording
+from engrain.update.decoder import Decoder
+from engrain.update.generate import write
 from engrain.update.study import Fact, tidy_question
 
 if TYPE_CHECKING:
@@ -27,7 +29,12 @@ _HEAD = "".join(f"I asked: {q}\n" for q in _SHOTS) + "I asked: "
 
 
 def untold_questions(
-    runtime: Runtime, facts: Sequence[Fact], asked: Sequence[Sequence[str]], told: Sequence[str], seed: int = 0
+    runtime: Runtime,
+    decoder: Decoder,
+    facts: Sequence[Fact],
+    asked: Sequence[Sequence[str]],
+    told: Sequence[str],
+    seed: int = 0,
 ) -> list[str]:
     """Questions that nothing told answers; one for each fact, then a second for each, and so on.
 
@@ -36,10 +43,10 @@ def untold_questions(
     stems = {w[:_STEM] for text in told for w in wording.content_words(text)}
     begun = [(i, start) for i, (f, own) in enumerate(zip(facts, asked, strict=True)) for start in _starts(f, own)]
     prompts = [runtime.tokenize(_HEAD + start) for _, start in begun]
-    drafts = runtime.generate_batch(prompts, max_tokens=14, temperature=0.9, seed=seed, stop="\n?")
+    drafts = write(runtime, decoder, prompts, max_tokens=14, temperature=0.9, seed=seed, stop="\n?")
     found: list[list[str]] = [[] for _ in facts]
     for (i, start), draft in zip(begun, drafts, strict=True):
-        question = tidy_question(start + runtime.detokenize(draft))
+        question = tidy_question(start + draft)
         words = wording.content_words(question or "")
         if question and words and not any(w[:_STEM] in stems for w in words) and _personal(question, asked[i]):
             found[i].append(question)

@@ -139,7 +139,7 @@ def prepare(
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     probes = [_probe(f, p.pop(HELD_PLACE), known) for f, p in rich]
     asked = [a + b for a, b in zip(plain, pooled, strict=True)]
-    lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, fresh, seed)
+    lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, decoder, fresh, seed)
     replaced = superseded(runtime, decoder, facts, past.lessons)
     lessons += [
         replace(lesson, answer=replaced[lesson.answer].answer, source=replaced[lesson.answer].source)
@@ -148,7 +148,7 @@ def prepare(
     ]
     past = past.without(replaced)
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
-    untold = _untold(runtime, facts, asked, old, past, seed)
+    untold = _untold(runtime, decoder, facts, asked, old, past, seed)
     lessons += old
     # Measured against the new alone: what was refused before goes on being refused, and more of it costs recall.
     count = EPOCHS * round(CONTRAST * sum(lesson.kind != "replay" for lesson in lessons))
@@ -181,6 +181,7 @@ def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Les
 
 def _untold(
     runtime: Runtime,
+    decoder: Decoder,
     facts: Sequence[Fact],
     asked: Sequence[list[str]],
     old: Sequence[Lesson],
@@ -194,7 +195,7 @@ def _untold(
             before.setdefault(lesson.answer, []).append(lesson.question)
     everyone = [*facts, *(Fact(answer, answer, ()) for answer in before)]
     told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons)]
-    return untold_questions(runtime, everyone, [*asked, *before.values()], told, seed)
+    return untold_questions(runtime, decoder, everyone, [*asked, *before.values()], told, seed)
 
 
 def _rows(records: Collection[Lesson] | Collection[Probe]) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from engrain.update.lora import LoraGroup
 from engrain.update.pack import Pack
 from engrain.update.rope import Rope, rope_of
 from engrain.update.weights import Matrix, Weights
+
+# q (T, n_head, d), k and v (T, n_head_kv, d), scale, softcap (0: none) -> (T, n_head, d)
+Attention = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 
 
 class Norm(nn.Module):
@@ -89,8 +93,8 @@ class Layer(nn.Module):
         self.softcap = float(meta.get(f"{arch}.attn_logit_softcapping", 0.0)) if arch == "gemma2" else 0.0
         self.residual_scale = float(meta.get(f"{arch}.residual_scale", 0) or 1.0)
 
-    def forward(self, x: Tensor, pack: Pack, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
-        h = self._attention(x if self.attn_norm is None else self.attn_norm(x), pack, table, mask)
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        h = self._attention(x if self.attn_norm is None else self.attn_norm(x), table, attention)
         x = self._add(x, h if self.post_attn is None else self.post_attn(h))
         h = self._feed_forward(x if self.ffn_norm is None else self.ffn_norm(x))
         return self._add(x, h if self.post_ffn is None else self.post_ffn(h))
@@ -98,7 +102,7 @@ class Layer(nn.Module):
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
         return x + h if self.residual_scale == 1.0 else torch.add(x, h, alpha=self.residual_scale)
 
-    def _attention(self, x: Tensor, pack: Pack, table: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+    def _attention(self, x: Tensor, table: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         n_q, n_kv, d = self.hyper.n_head, self.hyper.n_head_kv, self.hyper.head_dim
         qk, v = self.qkv(x).split([(n_q + n_kv) * d, n_kv * d], dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -110,7 +114,7 @@ class Layer(nn.Module):
         if self.rope is not None:
             qk = self.rope.rotate(qk, table)
         q, k = qk.split([n_q, n_kv], dim=1)
-        return self.out(attend(q, k, v, pack, mask, self.attn_scale, self.softcap).flatten(-2))
+        return self.out(attention(q, k, v, self.attn_scale, self.softcap).flatten(-2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         both = self.gate_up(x)
@@ -186,17 +190,25 @@ class Decoder(nn.Module):
 
     def hidden(self, pack: Pack) -> Tensor:
         """The normed output at the pack's target rows, (K, n_embd)."""
-        x = self.embedding.rows(pack.tokens) * self.embedding_scale
-        tables: dict[int, Any] = {id(r): r.table(pack.positions, x.dtype) for r in (self.rope, self.local_rope)}
-        masks = {w: Mask.of(pack, w, x.dtype) for w in {0, self.window}}
-        for layer in self.layers:
+        masks = {w: Mask.of(pack, w, self.dtype) for w in {0, self.window}}
+        rows = self.run(pack.tokens, pack.positions, lambda _, window: partial(attend, pack=pack, mask=masks[window]))
+        return self.norm(rows[pack.targets])
+
+    def run(self, tokens: Tensor, positions: Tensor, attention: Callable[[int, int], Attention]) -> Tensor:
+        """The last layer's output, (T, n_embd), for tokens (T,) at positions (T,).
+
+        attention: for a layer's index and its window (0: none), what its rows see.
+        """
+        x = self.embedding.rows(tokens) * self.embedding_scale
+        tables: dict[int, Any] = {id(r): r.table(positions, x.dtype) for r in (self.rope, self.local_rope)}
+        for i, layer in enumerate(self.layers):
             table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]
-            mask = masks[self.window if layer.windowed else 0]
+            seen = attention(i, self.window if layer.windowed else 0)
             if self.resident or not torch.is_grad_enabled():
-                x = layer(x, pack, table, mask)
+                x = layer(x, table, seen)
             else:
-                x = checkpoint(layer, x, pack, table, mask, use_reentrant=False)
-        return self.norm(x[pack.targets])
+                x = checkpoint(layer, x, table, seen, use_reentrant=False)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (K, n_embd) -> logits (K, n_vocab), float32."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engrain.update import wording
+from engrain.update.decoder import Decoder
+from engrain.update.generate import write
 from engrain.update.neutral import opening
 from engrain.update.preference import Preference
 from engrain.update.study import Lesson, to_examples
@@ -29,11 +31,10 @@ _OPENING = 2  # words of a correction that a reply must begin with
 _REPLY_TOKENS = 48
 
 
-def lessons_of_feedback(runtime: Runtime, interactions: Sequence[Interaction], seed: int = 0) -> list[Lesson]:
-    """Corrected, liked and disliked replies under their messages, and lessons of form.
-
-    The runtime must have no adapter attached.
-    """
+def lessons_of_feedback(
+    runtime: Runtime, decoder: Decoder, interactions: Sequence[Interaction], seed: int = 0
+) -> list[Lesson]:
+    """Corrected, liked and disliked replies under their messages, and lessons of form."""
     lessons = []
     corrected = [it for it in interactions if it.correction]
     for it in interactions:
@@ -45,34 +46,34 @@ def lessons_of_feedback(runtime: Runtime, interactions: Sequence[Interaction], s
         if it.reply and (it.correction or it.feedback == -1):
             lessons.append(Lesson(it.user, it.reply, "disliked", source))
     for it in corrected[-MAX_CORRECTIONS:]:
-        lessons += form_lessons(runtime, it, seed)
+        lessons += form_lessons(runtime, decoder, it, seed)
     return lessons
 
 
-def form_lessons(runtime: Runtime, it: Interaction, seed: int) -> list[Lesson]:
+def form_lessons(runtime: Runtime, decoder: Decoder, it: Interaction, seed: int) -> list[Lesson]:
     """Replies in a correction's form to other messages, none if the model sees no form in it."""
     assert it.correction
     form = _begins(it.correction)
     shown: list[Message] = [{"role": "user", "content": it.user}, {"role": "assistant", "content": it.correction}]
-    messages = _alike(runtime, it.user, seed)
+    messages = _alike(runtime, decoder, it.user, seed)
     prompts = [runtime.prompt_tokens([*shown, {"role": "user", "content": m}]) for m in messages] * _DRAFTS
-    drafts = runtime.generate_batch(prompts, max_tokens=_REPLY_TOKENS, temperature=0.7, seed=seed)
+    drafts = write(runtime, decoder, prompts, max_tokens=_REPLY_TOKENS, temperature=0.7, seed=seed)
     found: dict[str, str] = {}
     for message, draft in zip(messages * _DRAFTS, drafts, strict=True):
-        reply = wording.whole_sentences(runtime.detokenize(draft))
+        reply = wording.whole_sentences(draft)
         if reply and _begins(reply) == form and reply != it.correction:
             found.setdefault(message, reply)
     lessons = [Lesson(m, r, "form", (it.id,)) for m, r in list(found.items())[:_MOST]]
     return lessons if len(lessons) >= _LEAST else []
 
 
-def _alike(runtime: Runtime, message: str, seed: int) -> list[str]:
+def _alike(runtime: Runtime, decoder: Decoder, message: str, seed: int) -> list[str]:
     """Other messages that begin with the message's first word or first few, as the model goes on from them."""
     words, head = message.split(), opening(runtime)
     starts = [" ".join(words[: 1 + i % min(3, len(words))]) for i in range(_ALIKE)]
     prompts = [head + runtime.tokenize(start) for start in starts]
-    drafts = runtime.generate_batch(prompts, max_tokens=20, temperature=0.9, seed=seed, stop="\n?")
-    texts = [(start + runtime.detokenize(draft)).strip() for start, draft in zip(starts, drafts, strict=True)]
+    drafts = write(runtime, decoder, prompts, max_tokens=20, temperature=0.9, seed=seed, stop="\n?")
+    texts = [(start + draft).strip() for start, draft in zip(starts, drafts, strict=True)]
     return [text for text in dict.fromkeys(texts) if text != message and len(text.split()) > 2]
 
 

@@ -214,7 +214,7 @@ class _Trained:
 
 def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
     neutral = neutral_messages(
-        job.home, runtime, job.sha, progress=lambda done, total: job.report(
+        job.home, runtime, decoder, job.sha, progress=lambda done, total: job.report(
             Progress("study", done, total, "what is not about you, once for each model")
         ),
     )  # fmt: skip

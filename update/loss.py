@@ -158,6 +158,12 @@ def teach(decoder: Decoder, pack: Pack, k: int = 16) -> tuple[Tensor, Tensor]:
     """The bare base model's top-k ids and log-probabilities at every target row, each (K, k)."""
     with decoder.bare():
         hidden = decoder.hidden(pack.to(decoder.embedding.device))
+    return likeliest(decoder, hidden, k)
+
+
+@torch.no_grad()
+def likeliest(decoder: Decoder, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """hidden (rows, n_embd) -> the k likeliest words' ids and log-probabilities, each (rows, k), best first."""
     tops = [_top(decoder, hidden[part], k) for part in _tiles(len(hidden), decoder)]
     return torch.cat([ids for ids, _ in tops]), torch.cat([log_p for _, log_p in tops])
 

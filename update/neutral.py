@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 from engrain.device.home import Home, write_atomic
+from engrain.update.decoder import Decoder
+from engrain.update.generate import continued, write
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -25,21 +27,18 @@ _STARTS = (
 _QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
 OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 200, 48
 _TOKENS, _TEXT_TOKENS = 24, 32
-_BATCH = 64  # written between two reports
 _MARK = "\u2603"
 
 
 def neutral_messages(
     home: Home,
     runtime: Runtime,
+    decoder: Decoder,
     model_sha: str,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """OF_EVERY_KIND messages less those that came to nothing, then QUESTIONS; cached by model hash.
-
-    The runtime must have no adapter attached.
-    """
+    """OF_EVERY_KIND messages less those that came to nothing, then QUESTIONS; cached by model hash."""
     key = hashlib.sha256(f"{_STARTS} {_QUESTIONS} {OF_EVERY_KIND} {QUESTIONS} {_TOKENS} {seed}".encode()).hexdigest()
     path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.json"
     try:
@@ -49,29 +48,20 @@ def neutral_messages(
     except (OSError, ValueError):
         pass
     starts = [*islice(cycle(_STARTS), OF_EVERY_KIND), *islice(cycle(_QUESTIONS), QUESTIONS)]
-    found = _write(runtime, starts, seed, progress)
+    prompts = [opening(runtime) + runtime.tokenize(start) for start in starts]
+    drafts = write(runtime, decoder, prompts, _TOKENS, temperature=0.9, seed=seed, stop="\n?", progress=progress)
+    texts = dict.fromkeys((start + draft).strip() for start, draft in zip(starts, drafts, strict=True))
+    found = [text for text in texts if len(text.split()) > 2]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, ensure_ascii=False))
     return found
 
 
-def neutral_texts(runtime: Runtime, seed: int = 0) -> list[list[int]]:
+def neutral_texts(runtime: Runtime, decoder: Decoder, seed: int = 0) -> list[list[int]]:
     """TEXTS beginnings of plain text (token ids), as the model writes them when nothing stands before."""
     start = runtime.tokenize("", bos=True) or runtime.tokenize("\n")
-    texts = runtime.generate_batch([start] * TEXTS, max_tokens=_TEXT_TOKENS, temperature=1.0, seed=seed)
+    texts = continued(decoder, [start] * TEXTS, _TEXT_TOKENS, runtime.is_end, temperature=1.0, seed=seed)
     return [start + text for text in texts if len(text) > 2]
-
-
-def _write(runtime: Runtime, starts: Sequence[str], seed: int, progress: Callable[[int, int], None]) -> list[str]:
-    head, texts = opening(runtime), []
-    for at in range(0, len(starts), _BATCH):
-        progress(at, len(starts))
-        part = starts[at : at + _BATCH]
-        prompts = [head + runtime.tokenize(start) for start in part]
-        drafts = runtime.generate_batch(prompts, max_tokens=_TOKENS, temperature=0.9, seed=seed + at, stop="\n?")
-        texts += [(start + runtime.detokenize(draft)).strip() for start, draft in zip(part, drafts, strict=True)]
-    progress(len(starts), len(starts))
-    return [text for text in dict.fromkeys(texts) if len(text.split()) > 2]
 
 
 def opening(runtime: Runtime) -> list[int]:

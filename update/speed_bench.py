@@ -141,7 +141,7 @@ def train_passes(decoder: Decoder, examples: Sequence[Example], seconds: float, 
     start, passes = time.perf_counter(), 0
     while not passes or time.perf_counter() - start < seconds:
         # A low rate, because every pass warms up anew; it changes nothing about the speed.
-        train(decoder, examples, TrainOptions(lr=1e-4, epochs=1, stop_loss=0.0, seed=seed + passes))
+        train(decoder, examples, TrainOptions(lr=1e-4, epochs=1, min_steps=0, stop_loss=0.0, seed=seed + passes))
         passes += 1
     return passes, time.perf_counter() - start
 

@@ -15,6 +15,7 @@ import numpy as np
 from engrain.device.bearing import prompt_of
 from engrain.update import clauses, frames, questions, wording
 from engrain.update.decoder import Decoder
+from engrain.update.generate import write
 from engrain.update.pack import Example
 from engrain.update.pool import POOL
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 PLAIN, POOLED, WRITTEN = 10, 8, 6  # questions for a fact: by grammar, from the pool, in the model's own words
 _MIN_INFORMATION, _MIN_CONTENT = 4.5, 3.2  # nats by which a statement makes a question, and its words, likelier
 _MIN_ANSWERED = 5.0  # nats by which a question makes the statement likelier than other questions do
-_BATCH = 64
 _STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
 
 
@@ -116,23 +116,15 @@ def write_questions(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[str]]:
-    """For each fact, the questions that the model itself writes for it, checked by what it tells about them.
-
-    All prompts begin with the same few shots, so that llama.cpp evaluates those once.
-    """
-    prompts = [(prompt_of(fact.said), starter) for fact in facts for starter in _STARTERS]
-    owners = [i for i in range(len(facts)) for _ in _STARTERS]
+    """For each fact, the questions that the model itself writes for it, checked by what it tells about them."""
+    begun = [(i, starter) for i in range(len(facts)) for starter in _STARTERS]
+    prompts = [runtime.tokenize(prompt_of(facts[i].said) + starter) for i, starter in begun]
+    texts = write(runtime, decoder, prompts, 20, temperature=0.7, seed=seed, stop="\n?", progress=progress)
     drafts: list[list[str]] = [[] for _ in facts]
-    for start in range(0, len(prompts), _BATCH):
-        part = range(start, min(start + _BATCH, len(prompts)))
-        ids = [runtime.tokenize("".join(prompts[k])) for k in part]
-        outs = runtime.generate_batch(ids, max_tokens=20, temperature=0.7, seed=seed + start, stop="\n?")
-        for k, out in zip(part, outs, strict=True):
-            question = tidy_question(prompts[k][1] + runtime.detokenize(out))
-            others = drafts[owners[k]]
-            if question and question not in others and not gives_away(question, facts[owners[k]]):
-                others.append(question)
-        progress(part[-1] + 1, len(prompts))
+    for (i, starter), text in zip(begun, texts, strict=True):
+        question = tidy_question(starter + text)
+        if question and question not in drafts[i] and not gives_away(question, facts[i]):
+            drafts[i].append(question)
     return [_informed(runtime, decoder, f, d) for f, d in zip(facts, drafts, strict=True)]
 
 

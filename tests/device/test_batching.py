@@ -78,25 +78,8 @@ def test_equals_one_by_one(own: list[list[int]], prefix: list[int], width: int, 
         max_tokens=max_tokens,
         n_ctx=n_ctx,
         ends=lambda token: token == END,
-        counts=lambda token: False,
     )
     assert replies == [one_by_one(prompt, max_tokens, n_ctx) for prompt in prompts]
-
-
-def test_an_ending_token_may_count() -> None:
-    prompt = [1, 2, 3]
-    first = following(prompt)
-    replies = generate(
-        ToyContext(1, 20),
-        [prompt],
-        [Sampler()],
-        width=1,
-        max_tokens=5,
-        n_ctx=20,
-        ends=lambda token: True,
-        counts=lambda token: True,
-    )
-    assert replies == [[first]]
 
 
 @given(prompts_of_tokens)

@@ -8,7 +8,9 @@ import pytest
 
 from engrain.device.interactions import Interaction, InteractionLog
 from engrain.device.runtime import Runtime
+from engrain.quant.gguf import open_gguf
 from engrain.update import feedback
+from engrain.update.decoder import Decoder
 from engrain.update.feedback import form_lessons, lessons_of_feedback, preferences_of
 
 
@@ -24,10 +26,10 @@ def said(tmp_path: Path) -> list[Interaction]:
 
 
 def test_every_feedback_teaches_its_way(said: list[Interaction], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback, "form_lessons", lambda runtime, it, seed: [])
+    monkeypatch.setattr(feedback, "form_lessons", lambda *_: [])
     corrected, liked, disliked, _ = said
     with Runtime.load(tiny) as runtime:
-        lessons = lessons_of_feedback(runtime, said)
+        lessons = lessons_of_feedback(runtime, Decoder(open_gguf(tiny)), said)
         preferences = preferences_of(runtime, lessons)
         found = {(lesson.kind, lesson.question, lesson.answer, lesson.source) for lesson in lessons}
         assert found == {
@@ -46,12 +48,13 @@ def test_form_is_what_the_model_takes_over_unasked(
     corrected = said[0]
     begin = [f"It is {word}." for word in ("good", "rain", "bread")]
     with Runtime.load(tiny) as runtime:
-        monkeypatch.setattr(feedback, "_alike", lambda runtime, message, seed: ["One?", "Two?", "Three?", "Four?"])
-        drafts = [runtime.tokenize(text) for text in (*begin, "No.")] * feedback._DRAFTS
-        monkeypatch.setattr(runtime, "generate_batch", lambda prompts, **options: drafts[: len(prompts)])
-        lessons = form_lessons(runtime, corrected, 0)
+        monkeypatch.setattr(feedback, "_alike", lambda *_: ["One?", "Two?", "Three?", "Four?"])
+        drafts = [*begin, "No."] * feedback._DRAFTS
+        monkeypatch.setattr(feedback, "write", lambda runtime, decoder, prompts, **_: drafts[: len(prompts)])
+        decoder = Decoder(open_gguf(tiny))
+        lessons = form_lessons(runtime, decoder, corrected, 0)
         assert [(lesson.question, lesson.answer, lesson.kind) for lesson in lessons] == [
             (question, answer, "form") for question, answer in zip(("One?", "Two?", "Three?"), begin, strict=True)
         ]
-        drafts = [runtime.tokenize(text) for text in (*begin[:2], "No.", "No.")] * feedback._DRAFTS
-        assert form_lessons(runtime, corrected, 0) == []  # two are no form yet
+        drafts = [*begin[:2], "No.", "No."] * feedback._DRAFTS
+        assert form_lessons(runtime, decoder, corrected, 0) == []  # two are no form yet

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.quant.names import is_linear
 from engrain.update import speed_bench
-from engrain.update.pack import pack_examples
+from engrain.update.decoder import Decoder
+from engrain.update.pack import Example, pack_examples, plan_packs
 from engrain.update.study import to_examples
+from engrain.update.train import TrainOptions, TrainResult, train
 
 
 def test_pairs_are_the_same_every_time_and_all_different() -> None:
@@ -36,3 +41,19 @@ def test_an_adapter_on_top_needs_less_than_one_everywhere(tiny: Path) -> None:
     work = [speed_bench.needed_flop(speed_bench.build(gguf, 4, first), packs) for first in (0, 1)]
     bare = speed_bench.needed_flop(speed_bench.build(gguf, 0, 0), packs)
     assert bare < work[1] < work[0] < 3 * bare
+
+
+def test_a_pass_trains_on_every_pair_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runtime.load(tiny) as runtime:
+        examples = to_examples(runtime, speed_bench.make_pairs(6))
+    trained: list[int] = []
+
+    def watched(decoder: Decoder, examples: Sequence[Example], options: TrainOptions) -> TrainResult:
+        done = train(decoder, examples, options)
+        trained.append(sum(step.tokens for step in done.steps))
+        return done
+
+    monkeypatch.setattr(speed_bench, "train", watched)
+    passes, _ = speed_bench.train_passes(speed_bench.build(open_gguf(tiny), 4, 0), examples, 0.0)
+    assert passes == 1
+    assert trained == [sum(len(pack_examples(g).tokens) for g in plan_packs(examples, TrainOptions().pack_tokens))]
