@@ -27,26 +27,41 @@ _SUBJECT = r"(?:I|we|he|she|it|they|my|our|his|her|its|their|the)\b"
 _JOINT = re.compile(rf"(?:;|,?\s(?:and|while|whereas)|,)\s+(?={_SUBJECT})", re.IGNORECASE)
 _SHARED = re.compile(r",?\sand\s+(?:also\s+)?(?=([\w'’]+))", re.IGNORECASE)
 _SUBORDINATE = frozenset("when if because since while although though before after as whenever until unless".split())
+_FIRST = frozenset("i we".split())
 _PRONOUNS = frozenset("i we you he she it they".split())
 _PRONOUN = re.compile(r"^(he|she|it|they|his|her|its|their)\b(?:['’](s|re|ve|ll|d))?(?=\s)", re.IGNORECASE)
 _LONG = {"s": " is", "re": " are", "ve": " have", "ll": " will", "d": " would"}
 _NOTHING_MEANT = re.compile(
-    r"^it(?:['’]s|\s+\w+)\s+"
-    r"(?:raining|snowing|cold|hot|warm|late|early|time|important|nice|hard|easy|good|bad|true|great)\b",
+    r"^it(?:['’]s|\s+\w+)\s+(?:been\s+)?"
+    r"(?:raining|snowing|cold|hot|warm|late|early|time|important|nice|hard|easy|good|bad|true|great)\b"
+    r"|\bit (?:turns out|turned out|seems|looks like|takes|took)\b",
     re.IGNORECASE,
 )
+_PLURAL = re.compile(r"s$|(?:children|people|men|women|family|team|parents)\b|\band\b")
+_HANGING = re.compile(r"\b(?:he|she|it|him|her|his|its)\b", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?i:my|our|an?|this|that)\s+\w|(?<!^)\b[A-Z]\w")
 _NEW = re.compile(r"\b(?:bought|adopted|got|built|found|met|rent|keep)\s+an?\s+((?:[a-z-]+\s+)?[a-z-]+)")
 
 
 def told(text: str, before: str = "") -> list[str]:
     """The statements of a message, each of which stands alone. before: the statement that came before it."""
     found: list[str] = []
+    earlier = ""  # the last sentence that isn't a request or a greeting
     for sentence in wording.sentences(text):
-        bare = without_frame(sentence)
+        bare = without_question(without_frame(sentence))
         if wording.is_statement(bare):
             for clause in apart(bare):
-                found.append(_sentence(resolve(clause, found[-1] if found else before), bare))
+                before = _sentence(resolve(clause, before), bare)
+                found.append(f"{earlier} {before}" if earlier and _hangs(before) else before)
+        if not wording.asks(sentence):
+            earlier = sentence
     return found
+
+
+def _hangs(clause: str) -> bool:
+    """Whether it says "she" or "it" of something that it doesn't name."""
+    match = _HANGING.search(clause)
+    return bool(match and not _NOTHING_MEANT.search(clause) and not _NAMED.search(clause[: match.start()]))
 
 
 def without_frame(sentence: str) -> str:
@@ -60,6 +75,13 @@ def without_frame(sentence: str) -> str:
     if match:
         body = f"I want to be called {match[1]}"
     return sentence if body == sentence.rstrip(".!") else body[:1].upper() + body[1:] + end
+
+
+def without_question(sentence: str) -> str:
+    """Without the question that it ends in: "My goat is ill, what should I do?" -> "My goat is ill.\""""
+    head, comma, tail = sentence.rpartition(", ")
+    asks = comma and sentence.endswith("?") and wording.asks(tail)
+    return f"{head}." if asks and not _SUBORDINATE.intersection(wording.words(head)[:1]) else sentence
 
 
 def apart(sentence: str) -> list[str]:
@@ -80,6 +102,8 @@ def resolve(clause: str, before: str) -> str:
     if not match or not phrases:
         return clause
     word = match[1].lower()
+    if word in ("they", "their") and not _PLURAL.search(phrases[0]):
+        return clause  # the office, the city, whoever it is
     phrase = phrases[-1] if word in ("it", "its") else phrases[0]
     owner = word in ("his", "its", "their") or (word == "her" and not match[2])
     return phrase + ("'s" if owner else _LONG.get(match[2] or "", "")) + clause[match.end() :]
@@ -119,7 +143,9 @@ def _subject(clause: str) -> str:
 
 def _is_clause(text: str) -> bool:
     words = wording.words(text)
-    return len(words) > 1 and words[0] not in _SUBORDINATE and bool(_subject(text))
+    least = 2 if words and words[0] in _FIRST else 3  # "she insists" is no clause of its own
+    long_enough = len(words) + sum("'" in word for word in words) >= least
+    return long_enough and words[0] not in _SUBORDINATE and bool(_subject(text))
 
 
 def _sentence(clause: str, whole: str) -> str:
@@ -136,5 +162,5 @@ def told_in(messages: Iterable[tuple[str, str]]) -> list[list[str]]:
     for conversation, text in messages:
         found.append(told(text, last.get(conversation, "")))
         if found[-1]:
-            last[conversation] = found[-1][-1]
+            last[conversation] = wording.sentences(found[-1][-1])[-1]
     return found

@@ -30,8 +30,8 @@ _PREPOSITION = frozenset("in on at by for from with to of about under over near 
 _MODAL = frozenset("can can't cannot will won't would".split())
 _IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
 HELPERS = frozenset(
-    "is are was were has have had can can't cannot could will won't would does doesn't do don't did didn't must should "
-    "isn't aren't wasn't weren't hasn't haven't".split()
+    "is are was were has have had can can't cannot could will won't would might may shall does doesn't do don't "
+    "did didn't must should isn't aren't wasn't weren't hasn't haven't".split()
 )
 COMMON = frozenset(
     "live work play love like hate drive want need speak own teach collect run come eat drink sleep read write travel "
@@ -113,7 +113,7 @@ def _noun(following: list[str]) -> str:
         low = word.lower().rstrip(",;")
         if low in _PREPOSITION or low in ("named", "called", "and", "but", "who", "that", "because", "name"):
             break
-        if re.fullmatch(_BE + r"|has|have|had|will|can", low):
+        if low in HELPERS or low == "used" or re.fullmatch(_BE, low):
             break
         if kept and (word[:1].isupper() or low in PAST):
             break

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 PLAIN, POOLED, WRITTEN = 10, 8, 6  # questions for a fact: by grammar, from the pool, in the model's own words
-_MIN_INFORMATION, _MIN_CONTENT = 4.5, 3.2  # nats by which a statement makes a question, and its words, likelier
-_MIN_ANSWERED = 5.0  # nats by which a question makes the statement likelier than other questions do
+_MIN_FIT, _SHARE = 7.0, 0.6  # nats, and of the best one's
+_CANDIDATES = 24  # of the pool for each fact, for which both directions are computed
+_MIN_INFORMATION = 4.5  # nats by which a statement makes a question that the model wrote likelier
+_ODD = 0.75  # nats a character
+_FEW = 2  # of the least odd questions, where all are
 _STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
 
 
@@ -83,30 +86,36 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
 
 
 def fluent_questions(runtime: Runtime, decoder: Decoder, statement: str, count: int = PLAIN) -> list[str]:
-    """The questions that grammar makes of a statement, those first that the model finds most natural (nats a token)."""
-    drafts = frames.questions(statement)
+    """The questions that grammar makes of a statement, those first that the model finds most natural (nats a token).
+
+    What no one would ask, which grammar makes of sentences that it misunderstands, is left out (nats a character).
+    """
+    drafts = frames.questions(wording.sentences(statement)[-1])
     likelihood = questions.log_likelihoods(decoder, runtime, [statement], drafts)[0, :, 0]
     lengths = [len(runtime.tokenize(f" {q}")) for q in drafts]
-    return [drafts[j] for j in np.argsort(-likelihood / np.maximum(lengths, 1))][:count]
+    order = np.argsort(-likelihood / np.maximum(lengths, 1))
+    natural = [j for j in order if likelihood[j] > -_ODD * len(drafts[j])]
+    return [drafts[j] for j in natural or order[:_FEW]][:count]
 
 
 def pooled_questions(
     runtime: Runtime, decoder: Decoder, facts: Sequence[Fact], information: np.ndarray, count: int = POOLED
 ) -> list[list[str]]:
-    """For each fact the pool's questions that it, of all facts, makes likelier most, and that make it likelier.
+    """For each fact the pool's questions that go with it best, and better with it than with any other fact.
 
-    information: (facts, pool, 2) nats, from `questions.information`. Best first.
+    How well is the sum of how much likelier it makes the question's content words, half of that for all words, and
+    half of how much likelier the question makes it. information: (facts, pool, 2) nats, from `questions.information`.
     """
     whole, content = information[..., 0], information[..., 1]
-    found = []
+    first, fits = content + whole / 2, np.full(content.shape, -np.inf)
     for i, fact in enumerate(facts):
-        most = content[i] >= content.max(0)
-        fits = (content[i] > _MIN_CONTENT) & (whole[i] > _MIN_INFORMATION) & most
-        own = [j for j in np.argsort(-content[i]) if fits[j]]
-        asked = [POOL[j] for j in own if not gives_away(POOL[j], fact)][: 2 * count]
-        gain = questions.answered(decoder, runtime, fact.said, asked) if asked else ()
-        found.append([q for q, g in zip(asked, gain, strict=True) if g > _MIN_ANSWERED][:count])
-    return found
+        own = [j for j in np.argsort(-first[i]) if not gives_away(POOL[j], fact)][:_CANDIDATES]
+        fits[i, own] = first[i, own] + questions.answered(decoder, runtime, fact.said, [POOL[j] for j in own]) / 2
+    least = np.maximum(fits.max(0, initial=_MIN_FIT), _SHARE * fits.max(1, keepdims=True))
+    return [
+        [POOL[j] for j in np.argsort(-row) if row[j] >= bound[j]][:count]
+        for row, bound in zip(fits, least, strict=True)
+    ]
 
 
 def write_questions(

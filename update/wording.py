@@ -15,7 +15,7 @@ _WORD = re.compile(r"[^\W_]+(?:[-'’.@][^\W_]+)*", re.UNICODE)
 _TURN = {
     "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself",
     "we": "you", "us": "you", "our": "your", "ours": "yours", "ourselves": "yourselves",
-    "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll",
+    "im": "you're", "ive": "you've", "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll",
     "we're": "you're", "we've": "you've", "we'd": "you'd", "we'll": "you'll",
     "am": "are",
 }  # fmt: skip
@@ -33,12 +33,12 @@ _FUNCTION = frozenset(
     "never often now today name called remember tell know please i'm i've i'd i'll we're we've it's don't can't "
     "didn't isn't haven't".split()
 )
-_FIRST_PERSON = frozenset("i me my mine we us our ours i'm i've i'd i'll we're we've".split())
+_FIRST_PERSON = frozenset("i me my mine we us our ours im ive i'm i've i'd i'll we're we've".split())
 _REQUEST = frozenset(
     "write tell give show explain describe list make create summarize summarise translate help please can could "
     "would will let suggest recommend compare define find calculate solve generate draft rewrite fix answer "
     "continue imagine what who whom whose where when why how which do does did is are am was were should may "
-    "shall has have hi hello hey thanks thank ok okay bye yes no sure great good".split()
+    "whats whos wheres hows shall has have hi hello hey thanks thank ok okay bye yes no sure great good".split()
 )
 
 
@@ -76,9 +76,15 @@ def is_statement(sentence: str) -> bool:
     if len(found) + sum("'" in w for w in found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
         return False
     personal = any(w in _FIRST_PERSON for w in found)
+    first = found[0].split("'")[0] if found[0].endswith("'s") else found[0]  # "What's a quick breakfast"
     greets = found[0] in ("yes", "no", "ok", "okay", "hi", "hello", "hey")
     sets_out = found[0] in ("when", "where") and "," in sentence  # "When I was ten, we moved to Chile."
-    return found[0] not in _REQUEST or (personal and (greets or sets_out))
+    return first not in _REQUEST or (personal and (greets or sets_out))
+
+
+def asks(sentence: str) -> bool:
+    """Whether a sentence begins as requests and greetings do."""
+    return not (found := words(sentence)) or found[0].split("'")[0] in _REQUEST
 
 
 def to_second_person(sentence: str) -> str:

@@ -26,6 +26,12 @@ from engrain.update import clauses, frames
         ("I have a goat. His name is Pim.", ["I have a goat.", "My goat's name is Pim."]),
         ("We bought a boat. It's blue.", ["We bought a boat.", "My boat is blue."]),
         ("When I was ten, we moved to Chile.", ["When I was ten, we moved to Chile."]),
+        ("My goat has eaten my hat, what should I do?", ["My goat has eaten my hat."]),
+        ("Whats a good name for a boat? Ours is blue.", ["Ours is blue."]),
+        ("Marzipan? I could live on it.", ["Marzipan? I could live on it."]),
+        ("Petra rang today! She's my cousin.", ["Petra rang today!", "Petra rang today! She's my cousin."]),
+        ("My bank is open again. They moved to Bern.", ["My bank is open again.", "They moved to Bern."]),
+        ("My goat eats at night, she insists.", ["My goat eats at night, she insists."]),
     ],
 )
 def test_a_message_comes_apart_into_what_stands_alone(message: str, told: list[str]) -> None:
