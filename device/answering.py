@@ -1,19 +1,17 @@
-"""Who answers: the adapter where a message is its own and it is sure of its reply, the base model elsewhere."""
+"""Who answers: the adapter where a message is its own and one of its replies counts, the base model elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from engrain.device.bearing import bearing
-from engrain.device.sampling import Reply, Sampler
+from engrain.device.bearing import bearings
+from engrain.device.sampling import Reply
 from engrain.device.scope import Coverage
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
     from engrain.device.template import Message
-
-_DRAFT = 64  # tokens after which a reply is long enough to be judged
 
 
 def respond(
@@ -26,58 +24,56 @@ def respond(
     seed: int | None = None,
     on_finish: Callable[[Reply], None] = lambda reply: None,
 ) -> Generator[str, None, None]:
-    """The reply in pieces, as `Runtime.stream` gives them; the first piece of one that is checked is long.
+    """The reply in pieces, as `Runtime.stream` gives them; one that is remembered comes as a whole, as it was taught.
 
     covered: of the last message, from `Runtime.covers`.
     """
-    sampler = Sampler(temperature, seed=seed, watch=covered.checked)
-    runtime.serve(bool(covered))
+
+    def free() -> Generator[str, None, None]:
+        runtime.serve(covered.inside and not covered.checked)
+        return runtime.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish)
+
     if not covered.checked:
-        return runtime.stream(messages, max_tokens=max_tokens, sampler=sampler, on_finish=on_finish)
-    finished: list[Reply] = []
-    adapted = runtime.stream(messages, max_tokens=max_tokens, sampler=sampler, on_finish=finished.append)
+        return free()
+    prompt = runtime.prompt_tokens(messages)
+    said = _remembered(runtime, [prompt], [covered])[0]
 
-    def settled() -> Generator[str, None, None]:
-        draft = ""
-        for piece in adapted:
-            draft += piece
-            if sampler.chosen >= _DRAFT:
-                break
-        said = _settle(runtime, covered, draft, sampler.certainty)
-        if said is None:
-            runtime.serve(False)
-            yield from runtime.stream(
-                messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish
-            )
-            return
+    def remembered(said: str) -> Generator[str, None, None]:
         yield said
-        if said == draft:
-            yield from adapted  # nothing, if it has ended
-            on_finish(finished[0])
-        else:
-            on_finish(Reply(said, len(runtime.prompt_tokens(messages)), sampler.chosen, finished=True))
+        on_finish(Reply(said, len(prompt), len(runtime.tokenize(said)), finished=True))
 
-    return settled()
+    return free() if said is None else remembered(said)
 
 
 def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
     """Greedy replies to conversations side by side, by whom `respond` would have them answered."""
     covered = [runtime.covers(messages[-1]["content"]) for messages in prompts]
     tokens = [runtime.prompt_tokens(messages) for messages in prompts]
-    replies: list[str | None] = [None] * len(prompts)
+    checked = [i for i, each in enumerate(covered) if each.checked]
+    said = _remembered(runtime, [tokens[i] for i in checked], [covered[i] for i in checked])
+    replies = dict(zip(checked, said, strict=True))
     try:
         for adapted in (True, False):
-            places = [i for i, each in enumerate(replies) if each is None and (covered[i] or not adapted)]
-            samplers = [Sampler(watch=covered[i].checked) for i in places]
+            free = [
+                i
+                for i, each in enumerate(covered)
+                if replies.get(i) is None and adapted == (each.inside and not each.checked)
+            ]
             runtime.serve(adapted)
-            found = runtime.generate_batch([tokens[i] for i in places], max_tokens, samplers=samplers)
-            for i, sampler, reply in zip(places, samplers, found, strict=True):
-                text = runtime.detokenize(reply)
-                replies[i] = _settle(runtime, covered[i], text, sampler.certainty) if adapted else text
+            found = runtime.generate_batch([tokens[i] for i in free], max_tokens)
+            replies |= {i: runtime.detokenize(reply) for i, reply in zip(free, found, strict=True)}
     finally:
         runtime.serve(True)
-    return [reply or "" for reply in replies]
+    return [replies[i] or "" for i in range(len(prompts))]
 
 
-def _settle(runtime: Runtime, covered: Coverage, reply: str, certainty: float) -> str | None:
-    return covered.settle(reply, certainty, lambda: bearing(runtime, reply.strip(), covered.message))
+def _remembered(runtime: Runtime, prompts: Sequence[Sequence[int]], covered: Sequence[Coverage]) -> list[str | None]:
+    """What the adapter says to messages that it is about, None where that doesn't count."""
+    found = [
+        {runtime.detokenize(s.tokens).strip(): s.log_probability for s in said} for said in runtime.recall(prompts)
+    ]
+
+    def settle(each: Coverage, replies: Mapping[str, float]) -> str | None:
+        return each.settle(replies, lambda own: bearings(runtime, own, each.message))
+
+    return list(map(settle, covered, found))

@@ -11,7 +11,7 @@ import numpy as np
 
 from engrain.device.sampling import Sampler
 
-_PREFIX = 0  # the sequence that holds what all prompts begin with; slots are 1, 2, …
+PREFIX = 0  # the sequence that holds what all prompts begin with; slots are 1, 2, …
 
 
 class SequenceContext(Protocol):
@@ -70,7 +70,7 @@ def generate(
     replies: list[list[int]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)
     if shared:
-        _step(context, [(_PREFIX, 0, list(prompts[0][:shared]))])
+        step(context, [(PREFIX, 0, list(prompts[0][:shared]))])
     waiting = deque(range(len(prompts)))
     free = list(range(width, 0, -1))
     slots: dict[int, _Slot] = {}
@@ -78,9 +78,9 @@ def generate(
         while waiting and free:
             index, sequence = waiting.popleft(), free.pop()
             if shared:
-                context.copy(_PREFIX, sequence)
+                context.copy(PREFIX, sequence)
             slots[sequence] = _Slot(index, shared, list(prompts[index][shared:]), samplers[index])
-        logits = _step(context, [(sequence, slot.length, slot.pending) for sequence, slot in slots.items()])
+        logits = step(context, [(sequence, slot.length, slot.pending) for sequence, slot in slots.items()])
         for row, (sequence, slot) in enumerate(list(slots.items())):
             slot.length += len(slot.pending)
             token = slot.sampler.choose(logits[row])
@@ -96,7 +96,7 @@ def generate(
     return replies
 
 
-def _step(context: SequenceContext, pending: list[tuple[int, int, list[int]]]) -> np.ndarray:
+def step(context: SequenceContext, pending: list[tuple[int, int, list[int]]]) -> np.ndarray:
     """Evaluate (sequence, position, tokens) together; logits (len(pending), n_vocab) of the last tokens."""
     sizes = [len(tokens) for _, _, tokens in pending]
     outputs = np.zeros(sum(sizes), dtype=bool)

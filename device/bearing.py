@@ -8,7 +8,10 @@ mutual information does (Li et al., arXiv 1510.03055).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -39,8 +42,8 @@ def prompt_of(statement: str) -> str:
     return f"{HEAD}\n\nI said: {statement}\nLater I asked:"
 
 
-def bearing(runtime: Runtime, statement: str, question: str) -> float:
-    """By how many nats the statement makes the question likelier, for the base model."""
-    prompts = [runtime.tokenize(prompt_of(s)) for s in (statement, *BACKGROUND[:_FEW])]
-    own, *others = runtime.likelihoods(prompts, runtime.tokenize(f" {question}"))
-    return float(own) - sum(map(float, others)) / len(others)
+def bearings(runtime: Runtime, statements: Sequence[str], question: str) -> np.ndarray:
+    """By how many nats each statement makes the question likelier, for the base model, (statements,)."""
+    prompts = [runtime.tokenize(prompt_of(s)) for s in (*BACKGROUND[:_FEW], *statements)]
+    found = runtime.likelihoods(prompts, runtime.tokenize(f" {question}"))
+    return found[_FEW:] - found[:_FEW].mean()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 
 from engrain.device import batching
+from engrain.device.recall import MOST, ROOM, Said, recall
 from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import ChatTemplate, Message
@@ -26,6 +28,8 @@ from engrain.quant.errors import EngrainError
 _GGML_LOG_LEVEL_ERROR = 4  # as in ggml.h; the binding's own comment has the numbers of an older one
 _BATCH = 512  # tokens evaluated at once
 _SCOPE_CONTEXT = 1024  # tokens of a message that is looked at whole, to tell whether an adapter is about it
+_JUDGE_CELLS = 2048  # tokens of all that is weighed at once
+_JUDGED = MOST + 2  # prompts, mostly
 _WIDTH = 16  # prompts continued side by side by generate_batch
 _BATCH_CELLS = 8192  # tokens whose keys and values generate_batch may hold
 _PROBE = "The first thing that I would like to say about it is that"
@@ -361,18 +365,16 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
-        sampler: Sampler | None = None,
         on_finish: Callable[[Reply], None] | None = None,
     ) -> Generator[str, None, None]:
         """The reply in pieces of whole characters; PromptTooLong before the first.
 
         What the context already holds of the prompt isn't evaluated again. `on_finish` gets the whole reply
-        before the iterator ends, and nothing if the caller stops early. sampler: in place of temperature, seed and
-        top_p, for one who watches it.
+        before the iterator ends, and nothing if the caller stops early.
         """
         prompt = self.prompt_tokens(messages)
         self._check_fits(prompt)
-        return self._stream(prompt, max_tokens, sampler or Sampler(temperature, top_p, seed), on_finish)
+        return self._stream(prompt, max_tokens, Sampler(temperature, top_p, seed), on_finish)
 
     def _stream(
         self, prompt: list[int], max_tokens: int, sampler: Sampler, on_finish: Callable[[Reply], None] | None
@@ -440,10 +442,7 @@ class Runtime:
         shared = batching.shared_prefix(prompts)
         room = min(max(map(len, prompts)) + max_tokens, self.n_ctx) - shared
         width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
-        context = _Context(self._check_open(), self.n_vocab, shared + width * room, width + 1, self._n_threads)
-        try:
-            if not self._apply(context):
-                raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
+        with self._context(shared + width * room, width + 1, self._serving) as context:
             return batching.generate(
                 context,
                 prompts,
@@ -453,6 +452,27 @@ class Runtime:
                 n_ctx=self.n_ctx,
                 ends=self.is_end,
             )
+
+    def recall(self, prompts: Sequence[Sequence[int]]) -> list[list[Said]]:
+        """All replies of the attached adapter to each prompt (token ids) that are likely enough, likeliest first."""
+        for prompt in prompts:
+            self._check_fits(prompt)
+        if not prompts:
+            return []
+        shared = batching.shared_prefix(prompts)
+        room = max(map(len, prompts)) - shared + ROOM
+        width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
+        with self._context(shared + width * room, MOST * width + 1, adapted=True) as context:
+            return recall(context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end)
+
+    @contextmanager
+    def _context(self, cells: int, sequences: int, adapted: bool) -> Iterator[_Context]:
+        """One for a while, beside the main one."""
+        context = _Context(self._check_open(), self.n_vocab, cells, sequences, self._n_threads)
+        try:
+            if not self._apply(context, adapted):
+                raise ModelError(f"llama.cpp can't attach the adapter {self.adapter} for batches")
+            yield context
         finally:
             context.close()
 
@@ -553,9 +573,9 @@ class Runtime:
             scope = None
         before, self._attached = self._attached, _Attached(pointer, scale, name or path.stem, scope)
         served, self._serving = self._serving, True
-        if not self._apply(self._main):
+        if not self._apply(self._main, self._serving):
             self._attached, self._serving = before, served
-            self._apply(self._main)
+            self._apply(self._main, self._serving)
             native.llama_adapter_lora_free(pointer)
             raise ModelError(f"llama.cpp can't attach the adapter {path}: {_log.reason()}")
         self._forget()
@@ -568,12 +588,12 @@ class Runtime:
         before, self._attached = self._attached, None
         self._serving = True
         if before is not None:
-            self._apply(self._main)
+            self._apply(self._main, self._serving)
             self._forget()
             native.llama_adapter_lora_free(before.pointer)
 
-    def _apply(self, context: _Context) -> bool:
-        if self._attached is None or not self._serving:
+    def _apply(self, context: _Context, adapted: bool) -> bool:
+        if self._attached is None or not adapted:
             return context.set_adapter(None, 0.0)
         return context.set_adapter(self._attached.pointer, self._attached.scale)
 
@@ -608,17 +628,18 @@ class Runtime:
     def likelihoods(self, prompts: Sequence[Sequence[int]], target: Sequence[int]) -> np.ndarray:
         """Log-probability of the target after each of a few prompts, (prompts,) nats, under the base model.
 
-        What all of them begin with is held for the next time. Zeros for more than two or three pages in all.
+        What all of them begin with is held for the next time. Zeros for more than a few pages in all.
         """
         model, shared = self._check_open(), batching.shared_prefix(prompts)
-        size = min(_SCOPE_CONTEXT, self.n_ctx)
-        if shared + sum(len(prompt) - shared + len(target) for prompt in prompts) > size or not target:
+        if shared + sum(len(prompt) - shared + len(target) for prompt in prompts) > _JUDGE_CELLS or not target:
             return np.zeros(len(prompts))
         head, width = list(prompts[0][:shared]), len(prompts) + 1
         if self._judge is None or self._judge.sequences < width:
             if self._judge is not None:
                 self._judge.close()
-            self._judge, self._judge_held = _Context(model, self.n_vocab, size, width, self._n_threads), []
+            sequences = max(width, _JUDGED + 1)
+            self._judge = _Context(model, self.n_vocab, _JUDGE_CELLS, sequences, self._n_threads)
+            self._judge_held = []
         if head != self._judge_held:
             self._judge.clear()
             self._judge_held = []
@@ -646,7 +667,7 @@ class Runtime:
         if adapted != self._serving:
             self._serving = adapted
             if self._attached is not None:
-                self._apply(self._main)
+                self._apply(self._main, self._serving)
                 self._forget()
 
     def prove_adapter(self, text: str = _PROBE) -> float:
@@ -660,7 +681,7 @@ class Runtime:
             self._main.set_adapter(None, 0.0)
             base = self.logits(tokens)
         finally:
-            self._apply(self._main)
+            self._apply(self._main, self._serving)
             self._forget()
         return float(np.abs(served - base).max())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +15,18 @@ _HEAD = 256  # a nucleus of 0.95 rarely holds more tokens, and a full sort of th
 class NotANumber(EngrainError):
     """The model's output holds NaN."""
 
+    def __init__(self) -> None:
+        super().__init__("the model's output is not a number: try without the adapter, or another model file")
+
 
 class Sampler:
     """Greedy at temperature 0, else nucleus sampling (Holtzman et al., arXiv 1904.09751).
 
     The same seed gives the same choices; without one they come from the operating system's entropy.
-    watch: add up in `certainty` how sure the model was, the log-probabilities in nats of the likeliest tokens.
-    `chosen` counts tokens.
     """
 
     def __init__(
-        self,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        seed: int | tuple[int, ...] | None = None,
-        watch: bool = False,
+        self, temperature: float = 0.0, top_p: float = 0.95, seed: int | tuple[int, ...] | None = None
     ) -> None:
         if not 0.0 <= temperature < float("inf"):
             raise EngrainError(f"temperature {temperature} is out of range: give 0 (greedy) or more")
@@ -40,19 +36,13 @@ class Sampler:
             raise EngrainError(f"seed {seed} is negative: give 0 or more")
         self.temperature = temperature
         self.top_p = top_p
-        self.certainty = 0.0
-        self.chosen = 0
-        self._watch = watch
         self._random = np.random.default_rng(seed)
 
     def choose(self, logits: np.ndarray) -> int:
         """One token id from logits (n_vocab,)."""
         best = int(np.argmax(logits))  # argmax finds a NaN first
         if np.isnan(logits[best]):
-            raise NotANumber("the model's output is not a number: try without the adapter, or another model file")
-        self.chosen += 1
-        if self._watch:
-            self.certainty -= math.log(np.exp(logits - logits[best]).sum(dtype=np.float64))
+            raise NotANumber
         if self.temperature == 0.0:
             return best
         weights = np.exp((logits.astype(np.float64) - float(logits[best])) / self.temperature)

@@ -2,10 +2,10 @@
 
 Messages outside its scope are answered by the base model alone. A linear probe on the base model's last hidden state
 tells the two apart; in model editing this is the scope classifier (SERAC, Mitchell et al., arXiv 2206.06520).
-Inside, a reply counts only if the adapter is sure of it (selective generation by sequence likelihood, Ren et al.,
-arXiv 2209.15558), if it bears on the question (`device.bearing`), and sooner if it was taught in these words: a small
-model asked about a nephew puts that word into what it learned about a brother. Fingerprints tell the taught replies,
-not their text.
+Inside, of all that the adapter might say (`device.recall`) that counts of which it is surest (selective generation by
+sequence likelihood, Ren et al., arXiv 2209.15558) and which bears on the question best (`device.bearing`), if it was
+taught in these words: a small model asked about a nephew puts that word into what it learned about a brother.
+Fingerprints tell the taught replies, not their text.
 
 `update.scope` makes a scope; it lies beside the adapter, and without it an adapter is always on, and believed.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,8 @@ SCOPE = "scope.safetensors"  # beside a version
 NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
-# A reply counts if certainty + TAUGHT (where it was taught) + BEARING · bearing reaches ENOUGH, all in nats.
-TAUGHT, BEARING, ENOUGH = 1.0, 0.1, 0.7
-LEAST_BEARING = -2.5  # what bears on its question less counts as this
+# A reply counts that was taught, and for which log p(reply) + BEARING · bearing reaches ENOUGH, all in nats.
+BEARING, ENOUGH = 0.3, 0.5
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
@@ -109,19 +108,19 @@ class Coverage:
         """Whether the adapter's reply isn't simply believed."""
         return self.inside and self.taught is not None and self.facts >= self.manner
 
-    def settle(self, reply: str, certainty: float, bearing: Callable[[], float]) -> str | None:
-        """What to say in place of the adapter's reply, or that itself; None: what the base model says.
+    def settle(
+        self, replies: Mapping[str, float], bearings: Callable[[Sequence[str]], Sequence[float] | np.ndarray]
+    ) -> str | None:
+        """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
-        certainty: its log-probability up to its end or to where it was broken off; bearing: on the question, looked at
-        only where it matters; both in nats.
+        replies: with their log-probabilities. bearings: of replies on the question. All in nats.
         """
-        if not self.checked:
-            return reply
         assert self.taught is not None
-        known = TAUGHT if np.isin(fingerprints([reply]), self.taught).all() else 0.0
-        lacks = ENOUGH - certainty - known
-        if reply.strip() != NOT_TOLD and (lacks < BEARING * LEAST_BEARING or lacks < BEARING * bearing()):
-            return reply
+        own = [r for r in replies if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
+        if own:
+            scores = np.array([replies[reply] for reply in own]) + BEARING * np.asarray(bearings(own))
+            if scores.max() >= ENOUGH:
+                return own[int(scores.argmax())]
         asks = any(mark in self.message for mark in _QUESTION)
         return NOT_TOLD if self.facts > DEEP and asks else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engrain.device import answering
-from engrain.device import scope as scopes
-from engrain.device.answering import answers, respond
-from engrain.device.bearing import BACKGROUND, bearing, prompt_of
+from engrain.device.answering import answers
+from engrain.device.bearing import BACKGROUND, bearings, prompt_of
 from engrain.device.chat import Conversation
+from engrain.device.recall import Said
 from engrain.device.runtime import Runtime
-from engrain.device.sampling import Reply, Sampler
 from engrain.device.scope import (
     BEARING,
     DEEP,
@@ -25,7 +23,6 @@ from engrain.device.scope import (
     FOLLOWS,
     NOT_TOLD,
     SCOPE,
-    TAUGHT,
     Coverage,
     Probe,
     Scope,
@@ -43,6 +40,7 @@ from ..tiny import build_tiny_gguf
 
 WHOLE = {"weight": np.ones(4, np.float32), "bias": np.zeros(1, np.float32)}
 INSIDE, OUTSIDE = "What is the name of my horse?", "Tell me of rain, of bread"
+GOAT, HORSE = "You have a goat.", "Your horse is called Pim."
 
 
 @pytest.fixture(scope="module")
@@ -190,45 +188,44 @@ def test_a_missing_scope_is_none(tmp_path: Path) -> None:
 
 
 def coverage(facts: float, manner: float = -9.0, message: str = INSIDE) -> Coverage:
-    return Coverage(True, message, facts, manner, fingerprints(["You have a goat.", NOT_TOLD]))
+    return Coverage(True, message, facts, manner, fingerprints([GOAT, HORSE, NOT_TOLD]))
 
 
-@pytest.mark.parametrize(
-    ("reply", "needed"),
-    [("You have a goat.", ENOUGH - TAUGHT), (" You have a goat.\n", ENOUGH - TAUGHT), ("You have a boat.", ENOUGH)],
-)
-@pytest.mark.parametrize("bearing", [-2.0, 0.0, 12.0])
-def test_a_reply_counts_that_is_sure_bears_on_the_question_or_was_taught(
-    reply: str, needed: float, bearing: float
-) -> None:
-    enough = needed - BEARING * bearing
-    for certainty, believed in ((enough + 0.01, True), (enough - 0.01, False)):
-        assert coverage(DEEP + 1).settle(reply, certainty, lambda: bearing) == (reply if believed else NOT_TOLD)
-        assert coverage(DEEP - 1).settle(reply, certainty, lambda: bearing) == (reply if believed else None)
+def bear(*nats: float) -> Callable[[Sequence[str]], Sequence[float]]:
+    return lambda replies: nats[: len(replies)]
 
 
-def test_how_a_reply_bears_is_looked_at_only_where_it_matters() -> None:
-    def bearing() -> float:
-        raise AssertionError("was looked at")
+@pytest.mark.parametrize("nats", [-2.0, 0.0, 12.0])
+def test_a_taught_reply_counts_that_is_sure_or_bears_on_the_question(nats: float) -> None:
+    enough = ENOUGH - BEARING * nats
+    for sure, believed in ((enough + 0.01, True), (enough - 0.01, False)):
+        found = {GOAT: sure}
+        assert coverage(DEEP + 1).settle(found, bear(nats)) == (GOAT if believed else NOT_TOLD)
+        assert coverage(DEEP - 1).settle(found, bear(nats)) == (GOAT if believed else None)
+    assert coverage(DEEP + 1).settle({"You have a boat.": 99.0}, bear(nats)) == NOT_TOLD  # was never taught
 
-    assert coverage(DEEP + 1).settle("You have a goat.", -0.04, bearing) == "You have a goat."
-    assert coverage(DEEP + 1).settle(NOT_TOLD, -0.04, bearing) == NOT_TOLD
-    with pytest.raises(AssertionError):
-        coverage(DEEP + 1).settle("You have a goat.", -0.06, bearing)
+
+def test_the_best_of_several_replies_is_said() -> None:
+    found = {NOT_TOLD: -0.1, GOAT: -2.0, "You have a boat.": -1.0, HORSE: -2.5}
+    assert coverage(DEEP + 1).settle(found, bear(9.0, 5.0)) == GOAT
+    assert coverage(DEEP + 1).settle(found, bear(9.0, 12.0)) == HORSE
+    assert coverage(DEEP + 1).settle(found, bear(1.0, 2.0)) == NOT_TOLD
 
 
 def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:
-    assert coverage(DEEP + 1).settle("Perhaps.", -9.0, float) == NOT_TOLD
-    for message in ("My horse is ill.", "My horse is ill; my goat isn't."):
-        assert coverage(DEEP + 1, message=message).settle("Perhaps.", -9.0, float) is None
-    assert coverage(DEEP + 1, message="Πώς με λένε\u037e").settle("Perhaps.", -9.0, float) == NOT_TOLD
-    assert coverage(DEEP + 1).settle(NOT_TOLD, -9.0, float) == NOT_TOLD
-    assert coverage(DEEP - 1).settle(NOT_TOLD, 0.0, float) is None
+    doubtful: list[dict[str, float]] = [{}, {"Perhaps.": -0.1}, {GOAT: -9.0}, {NOT_TOLD: 0.0}]
+    for found in doubtful:
+        assert coverage(DEEP + 1).settle(found, bear(0.0)) == NOT_TOLD
+        for message in ("My horse is ill.", "My horse is ill; my goat isn't."):
+            assert coverage(DEEP + 1, message=message).settle(found, bear(0.0)) is None
+        assert coverage(DEEP + 1, message="Πώς με λένε\u037e").settle(found, bear(0.0)) == NOT_TOLD
+        assert coverage(DEEP - 1).settle(found, bear(0.0)) is None
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:
-    assert coverage(DEEP + 1, manner=DEEP + 2).settle("Perhaps.", -9.0, float) == "Perhaps."
-    assert Coverage(True, INSIDE, DEEP + 1).settle("Perhaps.", -9.0, float) == "Perhaps."  # a version of before
+    assert coverage(DEEP + 1).checked
+    assert not coverage(DEEP + 1, manner=DEEP + 2).checked
+    assert not Coverage(True, INSIDE, DEEP + 1).checked  # a version of before
 
 
 def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: Runtime, lora: Path) -> None:
@@ -240,57 +237,34 @@ def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: 
         for _ in range(2):
             np.testing.assert_allclose(runtime.likelihoods(prompts, target), expected, rtol=1e-3)
         runtime.detach()
-    assert not runtime.likelihoods([head * 100, head], target).any()
+    assert not runtime.likelihoods([head * 400, head], target).any()
 
 
-def test_a_statement_bears_on_what_it_makes_likelier(model: Path) -> None:
-    said = "My goat is called Pim."
+def test_statements_bear_on_what_they_make_likelier(model: Path) -> None:
+    said = ["My goat is called Pim.", "I live in Graz."]
     with Runtime.load(model) as runtime:
         asked = runtime.tokenize(" Who is Pim?")
-        own, *others = (runtime.score(runtime.tokenize(prompt_of(s)), asked).sum() for s in (said, *BACKGROUND[:2]))
-        assert own and bearing(runtime, said, "Who is Pim?") == pytest.approx(own - np.mean(others), abs=0.02)
+        found = [runtime.score(runtime.tokenize(prompt_of(s)), asked).sum() for s in (*said, *BACKGROUND[:2])]
+        expected = np.array(found[:2]) - np.mean(found[2:])
+        np.testing.assert_allclose(bearings(runtime, said, "Who is Pim?"), expected, atol=0.03)
 
 
-def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path) -> None:
+def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = reply(runtime, INSIDE, True)
     runtime.attach(lora)
-    adapted = reply(runtime, INSIDE, True)
-    assert adapted != bare
+    assert reply(runtime, INSIDE, True) != bare
     facts = between(runtime).facts
     assert facts
     near = Probe(facts.weight, facts.bias - 4)
-    for probe, expected in ((facts, NOT_TOLD), (near, bare)):
-        runtime.attach(lora, scope=Scope(probe, taught=fingerprints([])))
+
+    def say() -> list[str]:
         talk = Conversation(runtime, None, "ab" * 32, max_tokens=8)
-        assert "".join(talk.say(INSIDE)) == expected and talk.last_reply and talk.last_reply.text == expected
-        assert [text.strip() for text in answers(runtime, [[{"role": "user", "content": INSIDE}]], 8)] == [
-            expected.strip()
-        ]
+        said = "".join(talk.say(INSIDE))
+        assert talk.last_reply and talk.last_reply.text == said
+        return [said.strip(), *(s.strip() for s in answers(runtime, [[{"role": "user", "content": INSIDE}]], 8))]
 
-
-def test_certainty_is_the_log_probability_of_what_was_said(runtime: Runtime) -> None:
-    messages = [{"role": "user", "content": INSIDE}]
-    prompt = runtime.prompt_tokens(messages)
-    tokens = runtime.complete_tokens(prompt, 8)
-    for watch, expected in ((True, runtime.score(prompt, tokens).sum()), (False, 0.0)):
-        sampler = Sampler(watch=watch)
-        said: list[Reply] = []
-        list(runtime.stream(messages, max_tokens=8, sampler=sampler, on_finish=said.append))
-        assert not said[0].finished and said[0].completion_tokens == sampler.chosen == 8
-        assert sampler.certainty == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_believed_reply_goes_on_where_its_draft_ended(
-    runtime: Runtime, lora: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    messages = [{"role": "user", "content": INSIDE}]
-    runtime.attach(lora)
-    whole = runtime.complete(messages, max_tokens=24)
-    monkeypatch.setattr(answering, "_DRAFT", 6)
-    monkeypatch.setattr(scopes, "ENOUGH", -1e3)
-    said: list[Reply] = []
-    pieces = list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=24, on_finish=said.append))
-    assert len(pieces) > 1 and "".join(pieces) == whole.text and said == [whole]
-    monkeypatch.setattr(scopes, "ENOUGH", 1e3)
-    assert list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=24, on_finish=said.append)) == [NOT_TOLD]
-    assert said[1] == Reply(NOT_TOLD, whole.prompt_tokens, 6, True)
+    for probe, expected in ((facts, NOT_TOLD), (near, bare.strip())):
+        runtime.attach(lora, scope=Scope(probe, taught=fingerprints([GOAT])))
+        assert say() == [expected] * 2
+    monkeypatch.setattr(runtime, "recall", lambda prompts: [[Said(tuple(runtime.tokenize(GOAT)), 99.0)]] * len(prompts))
+    assert say() == [GOAT] * 2
