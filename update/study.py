@@ -132,7 +132,7 @@ def write_questions(
     drafts: list[list[str]] = [[] for _ in facts]
     for (i, starter), text in zip(begun, texts, strict=True):
         question = tidy_question(starter + text)
-        if question and question not in drafts[i] and not gives_away(question, facts[i]):
+        if question and question not in drafts[i] and _is_about(question, facts[i]):
             drafts[i].append(question)
     return [_informed(runtime, decoder, f, d) for f, d in zip(facts, drafts, strict=True)]
 
@@ -141,6 +141,13 @@ def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[s
     """The drafts that the fact makes likelier, best first."""
     gain = questions.gains(decoder, runtime, [fact.said], drafts)[0, :, 0]
     return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
+
+
+def _is_about(question: str, fact: Fact) -> bool:
+    """Whether it asks for the fact: what names neither the user nor what was said, anyone might ask."""
+    personal = wording.has_first_person(question)
+    named = set(wording.content_words(fact.said)) & set(wording.content_words(question))
+    return (personal or (bool(named) and not wording.has_first_person(fact.said))) and not gives_away(question, fact)
 
 
 def gives_away(question: str, fact: Fact) -> bool:
