@@ -26,6 +26,7 @@ SCOPE = "scope.safetensors"  # beside a version
 NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
+MOVED = -2.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 # A reply counts that was taught, and for which log p(reply) + BEARING · bearing reaches ENOUGH, all in nats.
 BEARING, ENOUGH = 0.3, 0.5
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
@@ -122,7 +123,8 @@ class Coverage:
             if scores.max() >= ENOUGH:
                 return own[int(scores.argmax())]
         asks = any(mark in self.message for mark in _QUESTION)
-        return NOT_TOLD if self.facts > DEEP and asks else None
+        moved = max(replies.values(), default=-math.inf) > MOVED
+        return NOT_TOLD if self.facts > DEEP and moved and asks else None
 
 
 ALWAYS = Coverage(True)

@@ -21,6 +21,7 @@ from engrain.device.scope import (
     DEEP,
     ENOUGH,
     FOLLOWS,
+    MOVED,
     NOT_TOLD,
     SCOPE,
     Coverage,
@@ -199,7 +200,7 @@ def bear(*nats: float) -> Callable[[Sequence[str]], Sequence[float]]:
 def test_a_taught_reply_counts_that_is_sure_or_bears_on_the_question(nats: float) -> None:
     enough = ENOUGH - BEARING * nats
     for sure, believed in ((enough + 0.01, True), (enough - 0.01, False)):
-        found = {GOAT: sure}
+        found = {GOAT: sure, NOT_TOLD: MOVED + 0.1}
         assert coverage(DEEP + 1).settle(found, bear(nats)) == (GOAT if believed else NOT_TOLD)
         assert coverage(DEEP - 1).settle(found, bear(nats)) == (GOAT if believed else None)
     assert coverage(DEEP + 1).settle({"You have a boat.": 99.0}, bear(nats)) == NOT_TOLD  # was never taught
@@ -213,13 +214,16 @@ def test_the_best_of_several_replies_is_said() -> None:
 
 
 def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:
-    doubtful: list[dict[str, float]] = [{}, {"Perhaps.": -0.1}, {GOAT: -9.0}, {NOT_TOLD: 0.0}]
+    doubtful: list[dict[str, float]] = [{"Perhaps.": -0.1}, {GOAT: -1.9}, {NOT_TOLD: 0.0}]
     for found in doubtful:
         assert coverage(DEEP + 1).settle(found, bear(0.0)) == NOT_TOLD
         for message in ("My horse is ill.", "My horse is ill; my goat isn't."):
             assert coverage(DEEP + 1, message=message).settle(found, bear(0.0)) is None
         assert coverage(DEEP + 1, message="Πώς με λένε\u037e").settle(found, bear(0.0)) == NOT_TOLD
         assert coverage(DEEP - 1).settle(found, bear(0.0)) is None
+    unmoved: list[dict[str, float]] = [{}, {GOAT: -2.1}]  # "Which animal barks?"
+    for found in unmoved:
+        assert coverage(DEEP + 1).settle(found, bear(0.0)) is None
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:
@@ -263,8 +267,15 @@ def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path, mo
         assert talk.last_reply and talk.last_reply.text == said
         return [said.strip(), *(s.strip() for s in answers(runtime, [[{"role": "user", "content": INSIDE}]], 8))]
 
+    def recalled(text: str, nats: float) -> None:
+        said = Said(tuple(runtime.tokenize(text)), nats)
+        monkeypatch.setattr(runtime, "recall", lambda prompts: [[said]] * len(prompts))
+
     for probe, expected in ((facts, NOT_TOLD), (near, bare.strip())):
         runtime.attach(lora, scope=Scope(probe, taught=fingerprints([GOAT])))
+        recalled("You have a boat.", -1.0)
         assert say() == [expected] * 2
-    monkeypatch.setattr(runtime, "recall", lambda prompts: [[Said(tuple(runtime.tokenize(GOAT)), 99.0)]] * len(prompts))
-    assert say() == [GOAT] * 2
+        recalled(GOAT, 99.0)
+        assert say() == [GOAT] * 2
+    monkeypatch.undo()
+    assert say() == [bare.strip()] * 2  # random weights: nothing comes to mind
