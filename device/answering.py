@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from engrain.device.bearing import bearings
+from engrain.device.recall import Said
 from engrain.device.sampling import Reply
 from engrain.device.scope import Coverage
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
     from engrain.device.template import Message
+
+_RECENT = 3  # messages: the last exchange, and what is asked now
 
 
 def respond(
@@ -35,11 +38,11 @@ def respond(
 
     if not covered.checked:
         return free()
-    prompt = runtime.prompt_tokens(messages)
-    said = _remembered(runtime, [prompt], [covered])[0]
+    said = _remembered(runtime, [messages], [covered])[0]
 
     def remembered(said: str) -> Generator[str, None, None]:
         yield said
+        prompt = runtime.prompt_tokens(_recent(messages))
         on_finish(Reply(said, len(prompt), len(runtime.tokenize(said)), finished=True))
 
     return free() if said is None else remembered(said)
@@ -50,7 +53,7 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
     covered = [runtime.covers(messages[-1]["content"]) for messages in prompts]
     tokens = [runtime.prompt_tokens(messages) for messages in prompts]
     checked = [i for i, each in enumerate(covered) if each.checked]
-    said = _remembered(runtime, [tokens[i] for i in checked], [covered[i] for i in checked])
+    said = _remembered(runtime, [prompts[i] for i in checked], [covered[i] for i in checked])
     replies = dict(zip(checked, said, strict=True))
     try:
         for adapted in (True, False):
@@ -67,13 +70,20 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
     return [replies[i] or "" for i in range(len(prompts))]
 
 
-def _remembered(runtime: Runtime, prompts: Sequence[Sequence[int]], covered: Sequence[Coverage]) -> list[str | None]:
+def _remembered(
+    runtime: Runtime, prompts: Sequence[Sequence[Message]], covered: Sequence[Coverage]
+) -> list[str | None]:
     """What the adapter says to messages that it is about, None where that doesn't count."""
-    found = [
-        {runtime.detokenize(s.tokens).strip(): s.log_probability for s in said} for said in runtime.recall(prompts)
-    ]
+    said = runtime.recall([runtime.prompt_tokens(_recent(messages)) for messages in prompts])
 
-    def settle(each: Coverage, replies: Mapping[str, float]) -> str | None:
-        return each.settle(replies, lambda own: bearings(runtime, own, each.message))
+    def settle(each: Coverage, replies: Sequence[Said]) -> str | None:
+        found = {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
+        return each.settle(found, lambda own: bearings(runtime, own, each.message))
 
-    return list(map(settle, covered, found))
+    return list(map(settle, covered, said))
+
+
+def _recent(messages: Sequence[Message]) -> list[Message]:
+    """What memory is asked with: it was trained on questions alone, and a long history would be read once more."""
+    head = [each for each in messages[:1] if each["role"] == "system"]
+    return [*head, *messages[len(head) :][-_RECENT:]]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engrain.device.answering import answers
+from engrain.device.answering import answers, respond
 from engrain.device.bearing import BACKGROUND, bearings, prompt_of
 from engrain.device.chat import Conversation
 from engrain.device.recall import Said
@@ -31,6 +31,7 @@ from engrain.device.scope import (
     fingerprints,
     read_scope,
 )
+from engrain.device.template import Message
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
@@ -279,3 +280,13 @@ def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path, mo
         assert say() == [GOAT] * 2
     monkeypatch.undo()
     assert say() == [bare.strip()] * 2  # random weights: nothing comes to mind
+
+
+def test_memory_is_asked_with_the_last_exchange(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    system: Message = {"role": "system", "content": "Be brief."}
+    talk: list[Message] = [{"role": ("user", "assistant")[i % 2], "content": f"the {i}"} for i in range(7)]
+    asked: list[list[list[int]]] = []
+    monkeypatch.setattr(runtime, "recall", lambda prompts: asked.append(prompts) or [[]])
+    for messages, expected in (([system, *talk], [system, *talk[-3:]]), (talk, talk[-3:]), (talk[:1], talk[:1])):
+        list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=2))
+        assert asked.pop() == [runtime.prompt_tokens(expected)]
