@@ -2,8 +2,9 @@
 
 With s the statement and q the question, log p(q | s) less its mean over statements about other things (pointwise
 mutual information, as in contextual calibration, arXiv 2102.09690) is high for "What do I do for a living?" after
-"I work as a beekeeper." Lessons are chosen by it (`update.questions`), and replies checked, as reranking by maximum
-mutual information does (Li et al., arXiv 1510.03055).
+"I work as a beekeeper.", and so is log p(s | q) less that after a question free of content. Lessons are chosen by it
+(`update.questions`), and replies checked, as reranking by maximum mutual information does (Li et al.,
+arXiv 1510.03055).
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ BACKGROUND = (
     "I play chess on Sundays.",
 )
 _FEW = 2  # of the background, where an answer waits for it
+ANSWERS = "\n\n".join(f"I asked: {q}\nThe answer was: {s}" for s, q in SHOTS)
+_UNASKED = "What did I say?"  # a statement answers this whatever it says
+# What each way of asking weighs, in nats of a reply's own likelihood.
+FORTH, BACK = 0.4, 0.2
 
 
 def prompt_of(statement: str) -> str:
@@ -42,8 +47,28 @@ def prompt_of(statement: str) -> str:
     return f"{HEAD}\n\nI said: {statement}\nLater I asked:"
 
 
+def answer_prompt_of(question: str) -> str:
+    """The few shots up to where the statement that answers a question begins."""
+    return f"{ANSWERS}\n\nI asked: {question}\nThe answer was:"
+
+
 def bearings(runtime: Runtime, statements: Sequence[str], question: str) -> np.ndarray:
-    """By how many nats each statement makes the question likelier, for the base model, (statements,)."""
-    prompts = [runtime.tokenize(prompt_of(s)) for s in (*BACKGROUND[:_FEW], *statements)]
-    found = runtime.likelihoods(prompts, runtime.tokenize(f" {question}"))
-    return found[_FEW:] - found[:_FEW].mean()
+    """How much each statement has to do with the question for the base model, (statements,) nats, weighed.
+
+    By how much it makes the question likelier than others do, and the question it than a question free of content
+    does: the two ways of estimating one quantity err in other places.
+    """
+    asked = runtime.likelihoods(
+        *_split(runtime, [prompt_of(s) for s in (*BACKGROUND[:_FEW], *statements)], f"{HEAD}\n\nI said:"),
+        [runtime.tokenize(f" {question}")],
+    )[:, 0]
+    said = runtime.likelihoods(
+        *_split(runtime, [answer_prompt_of(q) for q in (question, _UNASKED)], f"{ANSWERS}\n\nI asked:"),
+        [runtime.tokenize(f" {s}") for s in statements],
+    )
+    return FORTH * (asked[_FEW:] - asked[:_FEW].mean()) + BACK * (said[0] - said[1])
+
+
+def _split(runtime: Runtime, prompts: Sequence[str], head: str) -> tuple[list[int], list[list[int]]]:
+    """The tokens of what all prompts begin with, and of the rest of each."""
+    return runtime.tokenize(head), [runtime.tokenize(prompt[len(head) :]) for prompt in prompts]

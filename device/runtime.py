@@ -19,6 +19,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 
 from engrain.device import batching
+from engrain.device.judge import CELLS, SEQUENCES, Judge, log_probabilities
 from engrain.device.recall import MOST, ROOM, Said, recall
 from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
@@ -28,8 +29,6 @@ from engrain.quant.errors import EngrainError
 _GGML_LOG_LEVEL_ERROR = 4  # as in ggml.h; the binding's own comment has the numbers of an older one
 _BATCH = 512  # tokens evaluated at once
 _SCOPE_CONTEXT = 1024  # tokens of a message that is looked at whole, to tell whether an adapter is about it
-_JUDGE_CELLS = 2048  # tokens of all that is weighed at once
-_JUDGED = MOST + 2  # prompts, mostly
 _WIDTH = 16  # prompts continued side by side by generate_batch
 _BATCH_CELLS = 8192  # tokens whose keys and values generate_batch may hold
 _PROBE = "The first thing that I would like to say about it is that"
@@ -205,8 +204,8 @@ class Runtime:
         self._main = _Context(model, self.n_vocab, n_ctx, 1, n_threads)
         self._bare: _Context | None = None  # never has an adapter
         self._bare_held: list[int] = []
-        self._judge: _Context | None = None  # of the base model too; its sequence 0 holds what prompts begin with
-        self._judge_held: list[int] = []
+        self._weighing: _Context | None = None  # nor has this one
+        self._judge: Judge | None = None
 
     @classmethod
     def load(cls, path: str | Path, n_ctx: int = 2048, n_threads: int | None = None) -> Runtime:
@@ -241,7 +240,7 @@ class Runtime:
             return
         self.detach()
         self._main.close()
-        for context in (self._bare, self._judge):
+        for context in (self._bare, self._weighing):
             if context is not None:
                 context.close()
         native.llama_model_free(self._model)
@@ -533,7 +532,7 @@ class Runtime:
         if not prompt:
             raise ModelError("the prompt has no tokens: give at least one")
         rows = self._evaluate([*prompt, *target[:-1]], outputs=len(target))
-        return _log_probabilities(rows, target)
+        return log_probabilities(rows, target)
 
     def _evaluate(self, tokens: Sequence[int], outputs: int) -> np.ndarray:
         self._check_open()
@@ -625,41 +624,16 @@ class Runtime:
         self._bare_held = list(tokens)
         return state
 
-    def likelihoods(self, prompts: Sequence[Sequence[int]], target: Sequence[int]) -> np.ndarray:
-        """Log-probability of the target after each of a few prompts, (prompts,) nats, under the base model.
-
-        What all of them begin with is held for the next time. Zeros for more than a few pages in all.
-        """
-        model, shared = self._check_open(), batching.shared_prefix(prompts)
-        if shared + sum(len(prompt) - shared + len(target) for prompt in prompts) > _JUDGE_CELLS or not target:
-            return np.zeros(len(prompts))
-        head, width = list(prompts[0][:shared]), len(prompts) + 1
-        if self._judge is None or self._judge.sequences < width:
-            if self._judge is not None:
-                self._judge.close()
-            sequences = max(width, _JUDGED + 1)
-            self._judge = _Context(model, self.n_vocab, _JUDGE_CELLS, sequences, self._n_threads)
-            self._judge_held = []
-        if head != self._judge_held:
-            self._judge.clear()
-            self._judge_held = []
-            self._judge.decode(np.array(head, np.int32), np.arange(shared), np.zeros(shared), np.zeros(shared, bool))
-            self._judge_held = head
-        rows = [np.array([*prompt[shared:], *target[:-1]], np.int32) for prompt in prompts]
-        sizes = [len(row) for row in rows]
-        for sequence in range(1, width):
-            self._judge.copy(0, sequence)
-        try:
-            logits = self._judge.decode(
-                np.concatenate(rows),
-                np.concatenate([shared + np.arange(n) for n in sizes]),
-                np.repeat(np.arange(1, width), sizes),
-                np.concatenate([np.arange(n) >= n - len(target) for n in sizes]),
-            ).reshape(len(prompts), len(target), -1)
-        finally:
-            for sequence in range(1, width):
-                self._judge.truncate(sequence, 0)
-        return _log_probabilities(logits, target).sum(axis=1)
+    def likelihoods(
+        self, head: Sequence[int], prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """As `Judge.likelihoods`, under the base model: log-probabilities (prompts, targets) in nats."""
+        model = self._check_open()
+        if self._weighing is None:
+            self._weighing = _Context(model, self.n_vocab, CELLS, SEQUENCES, self._n_threads)
+            self._judge = Judge(self._weighing)
+        assert self._judge is not None
+        return self._judge.likelihoods(head, prompts, targets)
 
     def serve(self, adapted: bool) -> None:
         """Answer with the attached adapter, or for now without it; `attach` turns it on."""
@@ -684,14 +658,6 @@ class Runtime:
             self._apply(self._main, self._serving)
             self._forget()
         return float(np.abs(served - base).max())
-
-
-def _log_probabilities(logits: np.ndarray, target: Sequence[int]) -> np.ndarray:
-    """logits (…, n, n_vocab), target (n,) -> the targets' log-probabilities (…, n) float64, in nats."""
-    top = logits.max(axis=-1, keepdims=True)
-    total = top[..., 0] + np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64))
-    picked: np.ndarray = logits[..., np.arange(len(target)), np.asarray(target)].astype(np.float64) - total
-    return picked
 
 
 def _check_decoder(path: Path, model: int) -> None:

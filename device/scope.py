@@ -27,8 +27,7 @@ NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
 MOVED = -2.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
-# A reply counts that was taught, and for which log p(reply) + BEARING · bearing reaches ENOUGH, all in nats.
-BEARING, ENOUGH = 0.3, 0.5
+ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
@@ -114,12 +113,12 @@ class Coverage:
     ) -> str | None:
         """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
-        replies: with their log-probabilities. bearings: of replies on the question. All in nats.
+        replies: with their log-probabilities. bearings: of replies on the question, weighed. All in nats.
         """
         assert self.taught is not None
         own = [r for r in replies if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
         if own:
-            scores = np.array([replies[reply] for reply in own]) + BEARING * np.asarray(bearings(own))
+            scores = np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
             if scores.max() >= ENOUGH:
                 return own[int(scores.argmax())]
         asks = any(mark in self.message for mark in _QUESTION)

@@ -511,5 +511,295 @@ What do I want to be called?
 Which tone do I like?
 How long should your answers be?
 In what language should you answer?
+What is my sister's name?
+What is my brother called?
+What is my grandfather's name?
+What do I call my grandmother?
+How old is my grandmother?
+How old is my mother?
+When is my mother's birthday?
+When is my partner's birthday?
+When is my child's birthday?
+What is my partner's job?
+What does my brother do for work?
+Where does my daughter live?
+Where does my best friend live?
+Where does my aunt live?
+Where did my family come from?
+Who in my family is ill?
+Who is having a baby?
+Who got engaged?
+Who moved abroad?
+Which of my children goes to school?
+What class is my child in?
+What does my child play?
+What did we name the baby?
+What is my uncle's job?
+What is my cousin's name?
+Who is my stepfather?
+Who is my godchild?
+Who is my boyfriend?
+Who is my girlfriend?
+Who was my first love?
+How did we meet?
+What is my ex called?
+Who do I have lunch with?
+Who drives me to work?
+Who picks up the children?
+Who babysits for us?
+Which friend can I ask for help?
+What is my dog afraid of?
+When was my pet born?
+Where did I get my pet from?
+What medicine does my pet need?
+What kind of bird do I have?
+What does my cat like?
+What fish do I keep?
+What floor covering do I have?
+How big is my flat?
+How much do I pay for my flat?
+When do I pay the rent?
+What is my landlord called?
+Who do I call when the heating is broken?
+What is my neighbour like?
+Who has the flat upstairs?
+Where are the fuses?
+Where do I turn off the water?
+Where do I put the bins?
+Which bin goes out this week?
+What is wrong with my house?
+What is broken at home?
+What do I have to get repaired?
+What is the password of my network?
+What is my network called?
+How do guests get online?
+What is the door code?
+What code do I need for my bike?
+What opens the safe?
+Where is the first aid kit?
+Where is my winter coat?
+Where do I keep my bike?
+Where did I hide the presents?
+What do I keep under my bed?
+What is stored in the attic?
+Which window doesn't close?
+What plant do I have at home?
+Which plants need water?
+What do I grow on my balcony?
+What is my car called?
+What year is my car from?
+When is my car due for inspection?
+Who insures my car?
+What is wrong with my car?
+How do my children get to school?
+Which line do I take?
+Where do I change trains?
+At which stop do I get off?
+What kind of bike do I have?
+What is my job about?
+What is my role at work?
+What am I responsible for at work?
+Which project do I lead?
+What is my project called?
+What is the code name?
+Who is my manager?
+Who is my assistant?
+Who sits next to me at work?
+Who am I training?
+Who did I hire?
+Who is my biggest customer?
+What company do I want to work for?
+When is my interview?
+When do I retire?
+When do I finish work?
+When is my day off?
+Which days do I work from home?
+What is my next deadline?
+When is my report due?
+When do I hand in my thesis?
+What is my thesis about?
+What grade did I get?
+Who is my professor?
+What was my favourite subject at school?
+What did I want to be as a child?
+What am I saving for?
+How much have I saved?
+How much money do I need?
+What is the next thing I will buy?
+What do I spend most on?
+What do I pay every month?
+What subscription do I have?
+How much do I owe?
+What loan do I have?
+What is my tax number?
+What laptop do I have?
+What system runs on my computer?
+What is my computer called?
+Which printer do I have?
+What do I use my old computer for?
+What is the name of my machine?
+Which camera do I use?
+Which app do I use for notes?
+What keyboard do I use?
+What file format do I prefer?
+What can't I eat?
+What must a cook leave out for me?
+What happens if I eat it?
+Which food can't I stand?
+Which smell do I hate?
+What do I cook on special days?
+What do I bring to parties?
+What cake do I make?
+What is my speciality in the kitchen?
+What tea do I drink?
+What do I drink before going to bed?
+How many coffees do I drink a day?
+What do I put in my tea?
+What snack do I like?
+What is my favourite ice cream?
+What cheese do I like?
+Which pizza do I order?
+Which meat don't I eat?
+Since when have I been a vegetarian?
+What is my favourite film?
+Which film have I seen most often?
+Who is my favourite actor?
+What is my favourite album?
+What kind of books do I read?
+What is my novel about?
+Who is the hero of my book?
+What story am I writing?
+What song can I play?
+Where do I have my lessons?
+When is my music lesson?
+When is band practice?
+On which day do I train?
+Which evening am I busy?
+When is my class?
+What am I learning in my course?
+What do I make in my class?
+Which club do I cheer for?
+Which team do I play for?
+What is my number in the team?
+What do my teammates call me?
+Where do I run?
+Where do I go for a walk?
+How often do I run?
+Which race did I enter?
+What belt do I have?
+What do I fish for?
+What do I sew?
+What instrument did I play as a child?
+What puzzle do I like?
+What toy did I have as a child?
+What game am I playing at the moment?
+Where would I like to travel?
+What place do I dream of seeing?
+What do I want to do before I die?
+What is on my bucket list?
+Where are we going in spring?
+Where are we going in summer?
+Which trip have I booked?
+Who am I going to visit?
+Where did we go on our honeymoon?
+Which country did I like most?
+Which countries have I been to?
+What do I always pack?
+What do I always carry with me?
+What is in my bag?
+What is in my pockets?
+When is my wedding?
+Which date did I get married on?
+When did we meet?
+When do I see the dentist?
+Who is my eye doctor?
+When is my operation?
+What did the doctor tell me?
+What are my blood results?
+Which pill do I take for it?
+When do I take my tablets?
+What is my phobia?
+What makes me nervous?
+What gives me headaches?
+What keeps me awake?
+What helps me sleep?
+What injury do I have?
+Which knee hurts?
+What am I intolerant to?
+What is my glove size?
+What size is my shirt?
+How big are my feet?
+What colour is my hair?
+What is my tattoo of?
+What is my home town?
+In which town did I grow up?
+Where did I spend my childhood?
+Where did I go to school?
+Where did I learn to swim?
+What did my parents do?
+What was my childhood nickname?
+What was my first car?
+What was my first pet?
+When did I stop smoking?
+How long have I not smoked?
+When did I move?
+Which city did I leave?
+What is the name of my village?
+What is my street like?
+Which country is my passport from?
+Which accent do I have?
+What medal did I win?
+What prize did I get?
+What record do I hold?
+What did I study abroad?
+Where did I do my military service?
+What am I known for?
+What do people say about me?
+What do I do differently from others?
+What is my ritual?
+What is my superstition?
+What rule do we have at home?
+What do I never do?
+What do I always do first?
+What can I do in my sleep?
+What do I regret?
+What did I forget?
+What did I find?
+What did I give away?
+Who did I lend it to?
+What did I borrow?
+Whose is it?
+What is my opinion about it?
+Which season do I dislike?
+What weather do I like?
+Which colour can't I stand?
+What did I name it?
+What is its name?
+What is his name?
+What is her name?
+What is it for?
+What did I build?
+What machine do I own?
+Which tools do I own?
+What is in my workshop?
+Who fixes my computer?
+Who is my accountant?
+Who cuts my hair?
+Who delivers my vegetables?
+Which library do I use?
+Where do I do my shopping?
+Which market do I go to?
+Where is my favourite bench?
+Where do I go to think?
+What café do I go to?
+Which committee am I on?
+Where do I volunteer?
+What do I campaign for?
+Who is coming on Saturday?
+What are we celebrating?
+Who is invited?
+What gift should I buy?
+What shall I remind myself of?
+What should I not forget?
 """.strip().splitlines()
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.bearing import BACKGROUND, HEAD, SHOTS, prompt_of
+from engrain.device.bearing import BACKGROUND, HEAD, answer_prompt_of, prompt_of
 from engrain.device.home import Home, write_atomic
 from engrain.update import wording
 from engrain.update.decoder import Decoder
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _OTHER_STATEMENTS = 3  # of the background: what a statement's effect on a few questions is measured against
 _OTHERS = 10  # of the pool, spread evenly: what a question's effect on a statement is measured against
-_ANSWERS = "\n\n".join(f"I asked: {q}\nThe answer was: {s}" for s, q in SHOTS)
 
 
 def log_likelihoods(decoder: Decoder, runtime: Runtime, statements: Sequence[str], asked: Sequence[str]) -> np.ndarray:
@@ -52,7 +51,7 @@ def gains(decoder: Decoder, runtime: Runtime, statements: Sequence[str], asked: 
 def answered(decoder: Decoder, runtime: Runtime, statement: str, asked: Sequence[str]) -> np.ndarray:
     """By how many nats each question makes the statement likelier as its answer than other questions do, (asked,)."""
     others = POOL[:: len(POOL) // _OTHERS][:_OTHERS]
-    prompts = [runtime.tokenize(f"{_ANSWERS}\n\nI asked: {q}\nThe answer was:") for q in (*asked, *others)]
+    prompts = [runtime.tokenize(answer_prompt_of(q)) for q in (*asked, *others)]
     target = runtime.tokenize(f" {statement}")
     examples = [Example((*prompt, *target), len(prompt)) for prompt in prompts]
     found = np.array([own.sum() for own in log_probabilities(decoder, examples)])

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from engrain.device.answering import answers, respond
-from engrain.device.bearing import BACKGROUND, bearings, prompt_of
+from engrain.device.bearing import BACK, BACKGROUND, FORTH, answer_prompt_of, bearings, prompt_of
 from engrain.device.chat import Conversation
 from engrain.device.recall import Said
 from engrain.device.runtime import Runtime
 from engrain.device.scope import (
-    BEARING,
     DEEP,
     ENOUGH,
     FOLLOWS,
@@ -199,7 +198,7 @@ def bear(*nats: float) -> Callable[[Sequence[str]], Sequence[float]]:
 
 @pytest.mark.parametrize("nats", [-2.0, 0.0, 12.0])
 def test_a_taught_reply_counts_that_is_sure_or_bears_on_the_question(nats: float) -> None:
-    enough = ENOUGH - BEARING * nats
+    enough = ENOUGH - nats
     for sure, believed in ((enough + 0.01, True), (enough - 0.01, False)):
         found = {GOAT: sure, NOT_TOLD: MOVED + 0.1}
         assert coverage(DEEP + 1).settle(found, bear(nats)) == (GOAT if believed else NOT_TOLD)
@@ -209,8 +208,8 @@ def test_a_taught_reply_counts_that_is_sure_or_bears_on_the_question(nats: float
 
 def test_the_best_of_several_replies_is_said() -> None:
     found = {NOT_TOLD: -0.1, GOAT: -2.0, "You have a boat.": -1.0, HORSE: -2.5}
-    assert coverage(DEEP + 1).settle(found, bear(9.0, 5.0)) == GOAT
-    assert coverage(DEEP + 1).settle(found, bear(9.0, 12.0)) == HORSE
+    assert coverage(DEEP + 1).settle(found, bear(4.0, 3.0)) == GOAT
+    assert coverage(DEEP + 1).settle(found, bear(4.0, 5.0)) == HORSE
     assert coverage(DEEP + 1).settle(found, bear(1.0, 2.0)) == NOT_TOLD
 
 
@@ -234,23 +233,33 @@ def test_replies_in_a_manner_that_was_taught_are_free() -> None:
 
 
 def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: Runtime, lora: Path) -> None:
-    head, target = runtime.tokenize("The cat sat on the"), runtime.tokenize(" mat when the")
-    for ends in (("old", "new one"), ("first mat that is here", "cat", "two")):
-        prompts = [head + runtime.tokenize(" " + end) for end in ends]
-        expected = [runtime.score(prompt, target).sum() for prompt in prompts]
+    heads = [runtime.tokenize(text) for text in ("The cat sat on the", "My dog", "It is", "The cat sat on the")]
+    prompts = [runtime.tokenize(f" {text}") for text in ("old", "first mat that is here", "cat")]
+    targets = [runtime.tokenize(f" {text}") for text in ("mat when the", "x", "dog that sat")]
+    for head in heads:
+        expected = [[runtime.score(head + prompt, target).sum() for target in targets] for prompt in prompts]
         runtime.attach(lora)
-        for _ in range(2):
-            np.testing.assert_allclose(runtime.likelihoods(prompts, target), expected, rtol=1e-3)
+        for few in (3, 1, 2):
+            found = runtime.likelihoods(head, prompts[:few], targets[1:])
+            np.testing.assert_allclose(found, np.array(expected)[:few, 1:], rtol=1e-3)
+        np.testing.assert_allclose(
+            runtime.likelihoods(head, prompts, targets[:1])[:, 0], np.array(expected)[:, 0], rtol=1e-3
+        )
         runtime.detach()
-    assert not runtime.likelihoods([head * 500, head], target).any()
+    assert not runtime.likelihoods(heads[0] * 500, prompts, targets).any()  # no room
+    assert not runtime.likelihoods(heads[0], prompts, targets * 10).any()
 
 
-def test_statements_bear_on_what_they_make_likelier(model: Path) -> None:
+def test_statements_bear_on_what_they_make_likelier_and_what_makes_them_likelier(model: Path) -> None:
     said = ["My goat is called Pim.", "I live in Graz."]
     with Runtime.load(model) as runtime:
-        asked = runtime.tokenize(" Who is Pim?")
-        found = [runtime.score(runtime.tokenize(prompt_of(s)), asked).sum() for s in (*said, *BACKGROUND[:2])]
-        expected = np.array(found[:2]) - np.mean(found[2:])
+
+        def score(prompt: str, text: str) -> float:
+            return float(runtime.score(runtime.tokenize(prompt), runtime.tokenize(f" {text}")).sum())
+
+        forth = np.array([score(prompt_of(s), "Who is Pim?") for s in (*said, *BACKGROUND[:2])])
+        back = [score(answer_prompt_of("Who is Pim?"), s) - score(answer_prompt_of("What did I say?"), s) for s in said]
+        expected = FORTH * (forth[:2] - forth[2:].mean()) + BACK * np.array(back)
         np.testing.assert_allclose(bearings(runtime, said, "Who is Pim?"), expected, atol=0.03)
 
 
