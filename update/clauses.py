@@ -55,6 +55,9 @@ def told(text: str, before: str = "") -> list[str]:
                 found.append(f"{earlier} {before}" if earlier and _hangs(before) else before)
         if not wording.asks(sentence):
             earlier = sentence
+        elif not found and _NAMED.search(sentence):
+            # "Can you help with a card? It's for Ana.": "it" isn't what an earlier message was about.
+            before = next((p for p in _phrases(sentence.rstrip("?")) if p.startswith(("my ", "our "))), "")
     return found
 
 

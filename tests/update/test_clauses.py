@@ -70,6 +70,18 @@ def test_a_pronoun_may_mean_what_an_earlier_message_told_but_not_another_convers
 
 
 @pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Can you word a card? It's for Ana.", ["It's for Ana."]),
+        ("Can you name our boat? It's a small sloop.", ["Our boat is a small sloop."]),
+        ("What should I do? He doesn't eat.", ["My dog doesn't eat."]),
+    ],
+)
+def test_a_pronoun_after_a_request_means_what_the_request_named(message: str, told: list[str]) -> None:
+    assert clauses.told(message, "My dog Rufus is ill.") == told
+
+
+@pytest.mark.parametrize(
     ("said", "question"),
     [
         ("My aunt is afraid of spiders.", "What is my aunt afraid of?"),
