@@ -39,18 +39,23 @@ class Mask:
 
 
 class _Pad(torch.autograd.Function):
-    """Flat rows -> padded slots. Padded keys are masked for every real query, so their gradient is zero and
-    backward is a gather too, instead of a slow scatter-add.
+    """Flat rows -> padded slots. Padded keys are masked for every real query, so their gradient is zero, and where
+    every row has one slot backward is a gather too, instead of a slow scatter-add.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pad: Tensor, unpad: Tensor) -> Tensor:
-        ctx.save_for_backward(unpad)
+    def forward(ctx: Any, x: Tensor, pad: Tensor, unpad: Tensor, shared: bool) -> Tensor:
+        ctx.save_for_backward(pad if shared else unpad)
+        ctx.shared, ctx.rows = shared, len(x)
         return x.index_select(0, pad)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return dy.index_select(0, ctx.saved_tensors[0]), None, None
+        (index,) = ctx.saved_tensors
+        if not ctx.shared:
+            return dy.index_select(0, index), None, None, None
+        dx = torch.zeros(ctx.rows, *dy.shape[1:], device=dy.device)
+        return dx.index_add_(0, index, dy.float()).to(dy.dtype), None, None, None
 
 
 class _Unpad(torch.autograd.Function):
@@ -73,7 +78,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, *, pac
     p, pad = pack.prefix, (pack.pad - pack.prefix).clamp_min(0)
 
     def padded(x: Tensor) -> Tensor:
-        return _Pad.apply(x[p:], pad, pack.unpad).unflatten(0, (pack.batch, pack.longest))
+        return _Pad.apply(x[p:], pad, pack.unpad, pack.tree).unflatten(0, (pack.batch, pack.longest))
 
     out = _grouped(padded(q), padded(k), padded(v), k[:p], v[:p], mask.examples, scale, softcap)
     out = _Unpad.apply(out.flatten(0, 1), pack.unpad)

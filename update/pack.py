@@ -44,7 +44,8 @@ class Pack:
     tokens, positions: (T,). prefix: P. pad: (B·L,) flat row of every padded slot. unpad: (T - P,) a padded slot
     of every flat row behind the prefix. targets: (K,) flat rows whose output predicts target_ids (K,) with
     weight (K,); owner: (K,) index of the example in the pack. teacher_ids, teacher_log_p: (K, k) the teacher's
-    most likely tokens where an example has a teacher (ids are -1 where it has none), or None.
+    most likely tokens where an example has a teacher (ids are -1 where it has none), or None. tree: whether a row may
+    stand in several slots.
     """
 
     tokens: Tensor
@@ -61,6 +62,7 @@ class Pack:
     examples: tuple[Example, ...]
     teacher_ids: Tensor | None = None
     teacher_log_p: Tensor | None = None
+    tree: bool = False
 
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on a device."""
@@ -78,8 +80,8 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 def pack_examples(examples: Sequence[Example], tree: bool = False) -> Pack:
     """Lay examples out as one pack; their order is kept. Last tokens predict nothing and get no row.
 
-    tree: examples that begin alike share the rows of that beginning, for as long as it is; no gradient comes through
-    it, so that is for scoring (tree attention; SpecInfer, Miao et al., arXiv 2305.09781).
+    tree: examples that begin alike share the rows of that beginning, for as long as it is (tree attention; SpecInfer,
+    Miao et al., arXiv 2305.09781).
     """
     prefix = shared_prefix(examples)
     longest = max(len(e.tokens) - 1 for e in examples) - prefix
@@ -124,6 +126,7 @@ def pack_examples(examples: Sequence[Example], tree: bool = False) -> Pack:
         weight=torch.tensor([e.weight for e in examples], dtype=torch.float32).repeat_interleave(torch.tensor(lengths)),
         owner=torch.arange(len(examples)).repeat_interleave(torch.tensor(lengths)),
         examples=tuple(examples),
+        tree=tree,
         **_teachers(examples),
     )
 
