@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
-from engrain.device.bearing import bearings
+from engrain.device import bearing, tutor
 from engrain.device.recall import Said
 from engrain.device.sampling import Reply
-from engrain.device.scope import Coverage
+from engrain.device.scope import ENOUGH, Coverage
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -78,7 +78,8 @@ def _remembered(
 
     def settle(each: Coverage, replies: Sequence[Said]) -> str | None:
         found = {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
-        return each.settle(found, lambda own: bearings(runtime, own, each.message))
+        judge, enough = (tutor, tutor.ENOUGH) if runtime.has_tutor else (bearing, ENOUGH)
+        return each.settle(found, lambda own: judge.bearings(runtime, own, each.message), enough)
 
     return list(map(settle, covered, said))
 

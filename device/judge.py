@@ -83,6 +83,32 @@ class Judge:
         return np.split(logits, np.arange(1, len(texts)) if last else ends[:-1])
 
 
+def weigh(
+    context: SequenceContext, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of the target's tokens after each prompt, (prompts, tokens), and of what may follow it,
+    (prompts, choices), in nats.
+
+    All are token ids, none empty. Zeros for more than there is room for in CELLS tokens and SEQUENCES sequences.
+    """
+    if len(prompts) > SEQUENCES or sum(len(prompt) + len(target) for prompt in prompts) > CELLS:
+        return np.zeros((len(prompts), len(target))), np.zeros((len(prompts), len(choices)))
+    sizes = [len(prompt) + len(target) for prompt in prompts]
+    places = np.concatenate([np.arange(size) for size in sizes])
+    starts = np.repeat([len(prompt) - 1 for prompt in prompts], sizes)  # what stands there predicts the target's first
+    sequences = np.repeat(np.arange(len(prompts)), sizes)
+    try:
+        tokens = np.concatenate([np.array([*prompt, *target], np.int32) for prompt in prompts])
+        logits = context.decode(tokens, places, sequences, places >= starts)
+    finally:
+        for sequence in range(len(prompts)):
+            context.truncate(sequence, 0)
+    rows = logits.reshape(len(prompts), len(target) + 1, -1)
+    own = [log_probabilities(row[:-1], target) for row in rows]
+    last = [log_probabilities(np.repeat(row[-1:], len(choices), 0), choices) for row in rows]
+    return np.array(own), np.array(last)
+
+
 def log_probabilities(logits: np.ndarray, target: Sequence[int]) -> np.ndarray:
     """logits (n, n_vocab), target (n,) -> the targets' log-probabilities (n,) float64, in nats."""
     top = logits.max(axis=-1, keepdims=True)

@@ -19,7 +19,7 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 
 from engrain.device import batching
-from engrain.device.judge import CELLS, SEQUENCES, Judge, log_probabilities
+from engrain.device.judge import CELLS, SEQUENCES, Judge, log_probabilities, weigh
 from engrain.device.recall import MOST, ROOM, Said, recall
 from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
@@ -184,6 +184,15 @@ class _Attached:
     scope: Scope | None
 
 
+@dataclass(frozen=True)
+class _Tutor:
+    """A loaded tutor (`device.tutor`), and the context that it alone serves."""
+
+    path: Path
+    pointer: Any
+    context: _Context
+
+
 class Runtime:
     """A GGUF model served by llama.cpp, with at most one LoRA adapter. One caller at a time: no locks."""
 
@@ -206,6 +215,7 @@ class Runtime:
         self._bare_held: list[int] = []
         self._weighing: _Context | None = None  # nor has this one
         self._judge: Judge | None = None
+        self._tutor: _Tutor | None = None
 
     @classmethod
     def load(cls, path: str | Path, n_ctx: int = 2048, n_threads: int | None = None) -> Runtime:
@@ -239,6 +249,7 @@ class Runtime:
         if self._model is None:
             return
         self.detach()
+        self.use_tutor(None)
         self._main.close()
         for context in (self._bare, self._weighing):
             if context is not None:
@@ -634,6 +645,40 @@ class Runtime:
             self._judge = Judge(self._weighing)
         assert self._judge is not None
         return self._judge.likelihoods(head, prompts, targets)
+
+    @property
+    def has_tutor(self) -> bool:
+        return self._tutor is not None
+
+    def use_tutor(self, path: Path | None) -> None:
+        """Weigh with this GGUF LoRA from now on; None for none. ModelError, and none, if llama.cpp refuses it."""
+        model = self._check_open()
+        if self._tutor is not None:
+            if path == self._tutor.path:
+                return
+            self._tutor.context.close()
+            native.llama_adapter_lora_free(self._tutor.pointer)
+            self._tutor = None
+        if path is None:
+            return
+        _log.clear()
+        pointer = native.llama_adapter_lora_init(model, os.fsencode(path))
+        if not pointer:
+            raise ModelError(f"llama.cpp can't load the tutor {path}: {_log.reason()}; delete it")
+        context = _Context(model, self.n_vocab, CELLS, SEQUENCES, self._n_threads)
+        self._tutor = _Tutor(path, pointer, context)
+        if not context.set_adapter(pointer, 1.0):
+            self.use_tutor(None)
+            raise ModelError(f"llama.cpp can't attach the tutor {path}: {_log.reason()}; delete it")
+
+    def weigh(
+        self, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `judge.weigh`, by the tutor. ModelError without one."""
+        self._check_open()
+        if self._tutor is None:
+            raise ModelError(f"{self.path.name} has no tutor to weigh with")
+        return weigh(self._tutor.context, prompts, target, choices)
 
     def serve(self, adapted: bool) -> None:
         """Answer with the attached adapter, or for now without it; `attach` turns it on."""

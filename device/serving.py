@@ -1,4 +1,4 @@
-"""Put an adapter version on a runtime: its derived GGUF, and its scope."""
+"""Put an adapter version on a runtime: its derived GGUF, its scope, and the tutor that weighs its replies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from engrain.device.scope import read_scope
+from engrain.device.tutor import tutor_path
 from engrain.quant.errors import EngrainError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def attach(runtime: Runtime, registry: Registry, version: Version) -> None:
     """Attach a version's derived GGUF with its scope; a damaged one is built again from the safetensors."""
     path, scope = registry.gguf(version), read_scope(version.folder)
+    runtime.use_tutor(tutor_path(registry.home, version.base))
     try:
         runtime.attach(path, name=version.name, scope=scope)
     except EngrainError:

@@ -285,9 +285,11 @@ def _float32(name: str, part: dict[str, Any]) -> np.ndarray:
 # GGUF
 
 
-def save_gguf(adapter: Adapter, path: str | Path) -> None:
-    """Write the GGUF LoRA that llama.cpp loads, atomically."""
+def save_gguf(adapter: Adapter, path: str | Path, half: bool = False) -> None:
+    """Write the GGUF LoRA that llama.cpp loads, atomically; half: as float16, half the size."""
     from gguf import GGUFWriter
+
+    dtype = np.float16 if half else np.float32
 
     def fill(temporary: Path) -> None:
         writer = GGUFWriter(temporary, adapter.architecture)
@@ -298,8 +300,8 @@ def save_gguf(adapter: Adapter, path: str | Path) -> None:
             writer.add_uint32("engrain.n_head", adapter.n_head)
             writer.add_uint32("engrain.n_head_kv", adapter.n_head_kv)
             for name, (a, b) in adapter.weights.items():
-                writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(a, dtype=np.float32))
-                writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b, dtype=np.float32))
+                writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(a, dtype=dtype))
+                writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b, dtype=dtype))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()

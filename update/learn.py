@@ -17,6 +17,7 @@ from engrain.device.registry import Registry, Version
 from engrain.device.runtime import Runtime
 from engrain.device.scope import SCOPE
 from engrain.device.serving import attached
+from engrain.device.tutor import tutor_path
 from engrain.quant.adapter import Adapter, load_peft
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
@@ -161,6 +162,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     plan = _plan_memory(job)
     job.report(Progress("memory", 1, 1, str(plan)))
     with Runtime.load(job.model.path) as runtime:
+        runtime.use_tutor(tutor_path(job.home, job.sha))
         decoder = build_decoder(job.gguf, job.options, load_peft(job.warm.folder) if job.warm else None, plan.resident)
         curriculum, exam, known = _study(job, runtime, decoder)
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))

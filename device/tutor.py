@@ -1,0 +1,63 @@
+"""The tutor at work: whether a statement answers a question, told by a small adapter that learned just that.
+
+The tutor (`update.tutor`) reads "Told: {statement}\\nAsked: {question}\\nAnswers it:" and says yes or no. With s the
+statement and q the question, a bearing is its log-odds, and a share of log p(q | s) less its mean over statements about
+other things (query likelihood, Ponte and Croft, SIGIR 1998): the two err in other places. It is measured on another
+scale than the base model's own bearing (`device.bearing`), which serves where a model has no tutor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engrain.device.home import Home
+
+if TYPE_CHECKING:
+    from engrain.device.runtime import Runtime
+
+BUNDLED = Path(__file__).with_name("tutors")  # of the models that come with engrain
+VERDICT = "\nAnswers it:"  # after a question
+YES, NO = " yes", " no"
+# Statements about all sorts of things: what a question's likelihood is measured against.
+BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
+LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
+ENOUGH = 1.5  # nats: as `device.scope.ENOUGH`, on the tutor's scale
+
+
+def tutor_path(home: Home, model_sha: str) -> Path | None:
+    """The model's tutor, a GGUF LoRA: the user's own, or one that comes with engrain; None if there is none."""
+    own = user_tutor_path(home, model_sha)
+    return next((path for path in (own, BUNDLED / own.name) if path.is_file()), None)
+
+
+def user_tutor_path(home: Home, model_sha: str) -> Path:
+    """Where a tutor that was made on this machine lies."""
+    return home.root / "tutors" / f"{model_sha[:16]}.gguf"
+
+
+def asked_prompt(statement: str) -> str:
+    """Up to where a question that the statement answers begins."""
+    return f"Told: {statement}\nAsked:"
+
+
+def not_told_prompt(statement: str) -> str:
+    """Up to where a question begins that is close to the statement, and that it doesn't answer."""
+    return f"Told: {statement}\nNot told:"
+
+
+def bearings(runtime: Runtime, statements: Sequence[str], question: str) -> np.ndarray:
+    """How well each statement answers the question, (statements,) nats; the runtime has a tutor.
+
+    Zeros for a question longer than a page or two.
+    """
+    prompts = [runtime.tokenize(asked_prompt(s)) for s in (*statements, *BACKGROUND)]
+    asked, verdict = runtime.tokenize(f" {question}"), runtime.tokenize(VERDICT)
+    choices = [runtime.tokenize(word)[0] for word in (YES, NO)]
+    likelihoods, odds = runtime.weigh(prompts, [*asked, *verdict], choices)
+    own = likelihoods[:, : len(asked)].sum(1)
+    found: np.ndarray = odds[:, 0] - odds[:, 1] + LIKELIHOOD * (own - own[len(statements) :].mean())
+    return found[: len(statements)]
