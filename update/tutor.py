@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
-RANK, ALPHA, LOWEST_SHARE = 8, 16.0, 0.2
+RANK, ALPHA = 8, 16.0
 EPOCHS, LR, WARM_UP = 1, 2e-3, 10  # passes over the corpus, peak of a cosine schedule, steps
 ROWS_PER_STEP = 4  # of the corpus
 ASKED, NEAR, WRITTEN_NEAR, FAR = 5, 4, 2, 2  # questions of a row that an epoch takes; far: another row's
@@ -78,9 +78,7 @@ class Teaching:
         examples, weights = zip(*lessons, strict=True)
         return replace(pack_examples(examples), weight=torch.tensor([w for own in weights for w in own]))
 
-    def _judged(
-        self, head: tuple[int, ...], question: str, verdict: str, written: float
-    ) -> tuple[Example, list[float]]:
+    def _judged(self, head: tuple[int, ...], question: str, verdict: str, written: float) -> Lesson:
         """The question (each token weighs `written`), and whether it is answered."""
         asked, rest = self._tokens(f" {question}"), (*self._tokens(VERDICT), self._tokens(verdict)[0])
         weights = [written] * (len(asked) + 1) + [0.0] * (len(rest) - 2) + [VERDICT_WEIGHT]  # the line's end counts
@@ -152,7 +150,7 @@ def main() -> None:
     from engrain.device.runtime import Runtime
     from engrain.quant.adapter import save_gguf
     from engrain.quant.gguf import open_gguf
-    from engrain.update.learn import extract, pick_device
+    from engrain.update.learn import bare_layers, extract, pick_device
 
     parser = argparse.ArgumentParser(description="Train a model's tutor, once.")
     parser.add_argument("model", nargs="?", help="a GGUF, or the name of a known model; default: the one engrain uses")
@@ -163,8 +161,7 @@ def main() -> None:
     out = options.out or user_tutor_path(home, models.sha256(home, chosen.path))
     gguf = open_gguf(chosen.path)
     torch.manual_seed(0)
-    lowest = int(LOWEST_SHARE * gguf.hyper.n_layer)
-    decoder = Decoder(gguf, RANK, ALPHA, device=pick_device("auto"), first_layer=lowest)
+    decoder = Decoder(gguf, RANK, ALPHA, device=pick_device("auto"), first_layer=bare_layers(gguf))
 
     def progress(done: int, total: int) -> None:
         print(f"\rstep {done} of {total}", end="", file=sys.stderr, flush=True)
