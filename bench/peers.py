@@ -104,7 +104,7 @@ def engrain(path: Path, who: str, seconds: float) -> dict[str, float]:
 
     from engrain.quant.gguf import open_gguf
     from engrain.update import speed_bench
-    from engrain.update.learn import RANK, bare_layers
+    from engrain.update.build import RANK, bare_layers
 
     torch.manual_seed(0)
     gguf = open_gguf(path)
@@ -127,7 +127,7 @@ def peft(path: Path, dtype: str, batch: int, seconds: float) -> dict[str, float]
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from engrain.update.learn import ALPHA, RANK
+    from engrain.update.build import ALPHA, RANK
     from engrain.update.speed_bench import peak_gb
 
     torch.manual_seed(0)

@@ -88,7 +88,7 @@ def _measure(path: Path, quick: bool, growth: bool, device: str) -> dict[str, An
     from engrain.device.runtime import Runtime
     from engrain.quant.gguf import open_gguf
     from engrain.update import speed_bench
-    from engrain.update.learn import RANK, bare_layers
+    from engrain.update.build import RANK, bare_layers
 
     output.note("starting new processes")
     first_token = median(serve_bench.first_token_seconds(path) for _ in range(1 if quick else 3))

@@ -2,8 +2,8 @@
 
 Asked in words that it wasn't taught, an adapter often has the right reply second or fifth; the base model then tells
 which of them bears on the question (`answering`). A breadth-first search over tokens, as generative retrieval decodes
-what a model has memorised (De Cao et al., arXiv 2010.00904), but pruned by probability: a reply that is sure is alone,
-and what can't be believed any more isn't followed.
+what a model has memorised, constrained to what there is (De Cao et al., arXiv 2010.00904): only beginnings of replies
+that were taught are followed, where these are known, and as long as they can be believed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import numpy as np
 from engrain.device.batching import PREFIX, SequenceContext, shared_prefix, step
 from engrain.device.sampling import NotANumber
 
+MayBegin = Callable[[Sequence[int]], bool]
+
 MOST = 8  # replies to a prompt
 ROOM = 320  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
-WITHIN = 3.0  # nats of the likeliest
-LEAST = -8.0  # nats: nothing speaks for a reply that loudly
+WITHIN, LEAST = 10.0, -16.0  # nats of the likeliest, and at all
+FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
+_LOOK = 256  # tokens that may come next
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,15 @@ class _Search:
     index: int
     live: list[_Beam]
     room: int  # tokens
+    may_begin: MayBegin | None
     ended: list[Said] = field(default_factory=list)
 
     def advance(self, logits: Sequence[np.ndarray], ends: Callable[[int], bool]) -> list[list[Said]]:
         """How each live beam goes on, given the logits (n_vocab,) after it; what ends is kept."""
-        ways = [(p, token, i) for i, row in enumerate(logits) for p, token in _next(self.live[i].said, row)]
-        best = max([p for p, _, _ in ways] + [said.log_probability for said in self.ended])
-        bound = max(best - WITHIN, LEAST)
+        ways = [(p, token, i) for i, row in enumerate(logits) for p, token in self._next(self.live[i].said, row, ends)]
+        best = max([p for p, _, _ in ways] + [said.log_probability for said in self.ended], default=0.0)
+        within, least = (FREE_WITHIN, FREE_LEAST) if self.may_begin is None else (WITHIN, LEAST)
+        bound = max(best - within, least)
         onward: list[list[Said]] = [[] for _ in self.live]
         for p, token, i in sorted(ways, reverse=True)[:MOST]:
             tokens = self.live[i].said.tokens
@@ -68,14 +73,38 @@ class _Search:
         self.ended = sorted((s for s in self.ended if s.log_probability >= bound), key=lambda s: -s.log_probability)
         return onward
 
+    def _next(self, said: Said, logits: np.ndarray, ends: Callable[[int], bool]) -> list[tuple[float, int]]:
+        """(log-probability of the whole, token) of the likeliest next tokens."""
+        top = logits.max()
+        if np.isnan(top):
+            raise NotANumber
+        own = logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
+        if self.may_begin is None:
+            return [(said.log_probability + float(own[t]), int(t)) for t in np.argsort(-own)[:MOST]]
+        look = np.flatnonzero(own > LEAST - said.log_probability)
+        if len(look) > _LOOK:
+            look = look[np.argpartition(-own[look], _LOOK)[:_LOOK]]
+        return [
+            (said.log_probability + float(own[t]), int(t))
+            for t in look
+            if self.may_begin((*said.tokens, int(t))) or ends(int(t))
+        ]
+
 
 def recall(
-    context: SequenceContext, prompts: Sequence[Sequence[int]], *, width: int, n_ctx: int, ends: Callable[[int], bool]
+    context: SequenceContext,
+    prompts: Sequence[Sequence[int]],
+    *,
+    width: int,
+    n_ctx: int,
+    ends: Callable[[int], bool],
+    may_begin: MayBegin | None = None,
 ) -> list[list[Said]]:
     """For each prompt (token ids, none empty) the replies that end, likeliest first.
 
     `width` prompts at a time. The context is empty at the start, has MOST · width + 1 sequences and, for each, room for
-    a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included.
+    a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included. may_begin: whether
+    a reply may begin with some tokens; any may without it.
     """
     found: list[list[Said]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)
@@ -90,7 +119,7 @@ def recall(
             if shared:
                 context.copy(PREFIX, sequence)
             root = _Beam(sequence, shared, list(prompts[index][shared:]), Said((), 0.0))
-            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index]))))
+            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index])), may_begin))
         beams = [beam for search in searches for beam in search.live]
         logits = iter(step(context, [(beam.sequence, beam.length, beam.pending) for beam in beams]))
         for search in searches:
@@ -119,12 +148,3 @@ def _follow(
                 context.copy(beam.sequence, sequence)
             found.append(_Beam(sequence, held, [said.tokens[-1]], said))
     return found
-
-
-def _next(said: Said, logits: np.ndarray) -> list[tuple[float, int]]:
-    """(log-probability of the whole, token) of the likeliest next tokens."""
-    top = logits.max()
-    if np.isnan(top):
-        raise NotANumber
-    own = logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
-    return [(said.log_probability + float(own[t]), int(t)) for t in np.argsort(-own)[:MOST]]

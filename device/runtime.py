@@ -184,13 +184,13 @@ class _Attached:
     scope: Scope | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tutor:
-    """A loaded tutor (`device.tutor`), and the context that it alone serves."""
+    """A loaded tutor (`device.tutor`), and the context that it alone serves, made when it is first asked."""
 
     path: Path
     pointer: Any
-    context: _Context
+    context: _Context | None = None
 
 
 class Runtime:
@@ -472,8 +472,12 @@ class Runtime:
         shared = batching.shared_prefix(prompts)
         room = max(map(len, prompts)) - shared + ROOM
         width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
+        scope = self._attached.scope if self._attached else None
         with self._context(shared + width * room, MOST * width + 1, adapted=True) as context:
-            return recall(context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end)
+            return recall(
+                context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end,
+                may_begin=scope.may_begin if scope else None,
+            )  # fmt: skip
 
     @contextmanager
     def _context(self, cells: int, sequences: int, adapted: bool) -> Iterator[_Context]:
@@ -656,7 +660,8 @@ class Runtime:
         if self._tutor is not None:
             if path == self._tutor.path:
                 return
-            self._tutor.context.close()
+            if self._tutor.context is not None:
+                self._tutor.context.close()
             native.llama_adapter_lora_free(self._tutor.pointer)
             self._tutor = None
         if path is None:
@@ -665,20 +670,20 @@ class Runtime:
         pointer = native.llama_adapter_lora_init(model, os.fsencode(path))
         if not pointer:
             raise ModelError(f"llama.cpp can't load the tutor {path}: {_log.reason()}; delete it")
-        context = _Context(model, self.n_vocab, CELLS, SEQUENCES, self._n_threads)
-        self._tutor = _Tutor(path, pointer, context)
-        if not context.set_adapter(pointer, 1.0):
-            self.use_tutor(None)
-            raise ModelError(f"llama.cpp can't attach the tutor {path}: {_log.reason()}; delete it")
+        self._tutor = _Tutor(path, pointer)
 
     def weigh(
         self, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `judge.weigh`, by the tutor. ModelError without one."""
-        self._check_open()
-        if self._tutor is None:
+        model, tutor = self._check_open(), self._tutor
+        if tutor is None:
             raise ModelError(f"{self.path.name} has no tutor to weigh with")
-        return weigh(self._tutor.context, prompts, target, choices)
+        if tutor.context is None:
+            tutor.context = _Context(model, self.n_vocab, CELLS, SEQUENCES, self._n_threads)
+            if not tutor.context.set_adapter(tutor.pointer, 1.0):
+                raise ModelError(f"llama.cpp can't attach the tutor {tutor.path}: {_log.reason()}; delete it")
+        return weigh(tutor.context, prompts, target, choices)
 
     def serve(self, adapted: bool) -> None:
         """Answer with the attached adapter, or for now without it; `attach` turns it on."""

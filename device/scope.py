@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +49,22 @@ class Probe:
 class Scope:
     """facts: what was told. manner: messages whose replies were corrected or rated; those are free, and not checked.
 
-    taught: fingerprints of the replies that were taught, sorted, (n,) uint64.
+    taught: fingerprints of the replies that were taught, sorted, (n,) uint64. beginnings: of all that these begin with,
+    as tokens (`marks`); without them, anything may be said.
     """
 
     facts: Probe | None
     manner: Probe | None = None
     taught: np.ndarray | None = None
+    beginnings: np.ndarray | None = None
+
+    @cached_property
+    def may_begin(self) -> Callable[[Sequence[int]], bool] | None:
+        """Whether a taught reply begins with these tokens; None if that isn't known."""
+        if self.beginnings is None:
+            return None
+        known = frozenset(self.beginnings.tolist())
+        return lambda tokens: mark(tokens) in known
 
     @property
     def width(self) -> int:
@@ -70,8 +82,9 @@ class Scope:
             if probe:
                 tensors[f"{prefix}weight"] = probe.weight.astype(np.float32)
                 tensors[f"{prefix}bias"] = np.array([probe.bias], np.float32)
-        if self.taught is not None:
-            tensors["taught"] = self.taught
+        for name, prints in (("taught", self.taught), ("beginnings", self.beginnings)):
+            if prints is not None:
+                tensors[name] = prints
         return save(tensors)
 
     @staticmethod
@@ -82,12 +95,12 @@ class Scope:
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{SCOPE} can't be read: {error}") from error
         facts, manner = (_probe(tensors, prefix) for prefix in ("", "manner."))
-        taught = tensors.get("taught")
+        taught, beginnings = tensors.get("taught"), tensors.get("beginnings")
         if (facts or manner) is None or (facts and manner and facts.weight.shape != manner.weight.shape):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        if taught is not None and (taught.ndim != 1 or taught.dtype != np.uint64):
+        if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in (taught, beginnings)):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        return Scope(facts, manner, taught)
+        return Scope(facts, manner, taught, beginnings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +150,17 @@ def fingerprints(replies: Iterable[str]) -> np.ndarray:
     """Eight bytes for each reply, (n,) uint64, sorted and each once: enough to know it again, not to read it."""
     digests = [hashlib.sha256(reply.strip().encode()).digest()[:8] for reply in replies]
     return np.unique(np.frombuffer(b"".join(digests), np.uint64))
+
+
+def mark(tokens: Sequence[int]) -> int:
+    """The fingerprint of some tokens (ids)."""
+    return int.from_bytes(hashlib.blake2b(struct.pack(f"<{len(tokens)}i", *tokens), digest_size=8).digest(), "little")
+
+
+def marks(replies: Iterable[Sequence[int]]) -> np.ndarray:
+    """Of all that replies (token ids) begin with, (n,) uint64, sorted and each once."""
+    found = {mark(reply[:size]) for reply in replies for size in range(1, len(reply) + 1)}
+    return np.array(sorted(found), np.uint64)
 
 
 def _probe(tensors: dict[str, np.ndarray], prefix: str) -> Probe | None:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def attach(runtime: Runtime, registry: Registry, version: Version) -> None:
     """Attach a version's derived GGUF with its scope; a damaged one is built again from the safetensors."""
     path, scope = registry.gguf(version), read_scope(version.folder)
-    runtime.use_tutor(tutor_path(registry.home, version.base))
+    try:
+        runtime.use_tutor(tutor_path(registry.home, version.base))
+    except EngrainError:
+        runtime.use_tutor(None)  # the next learning makes it anew
     try:
         runtime.attach(path, name=version.name, scope=scope)
     except EngrainError:

@@ -1,9 +1,9 @@
 """The tutor at work: whether a statement answers a question, told by a small adapter that learned just that.
 
-The tutor (`update.tutor`) reads "Told: {statement}\\nAsked: {question}\\nAnswers it:" and says yes or no. With s the
-statement and q the question, a bearing is its log-odds, and a share of log p(q | s) less its mean over statements about
-other things (query likelihood, Ponte and Croft, SIGIR 1998): the two err in other places. It is measured on another
-scale than the base model's own bearing (`device.bearing`), which serves where a model has no tutor.
+The tutor (`update.train_tutor`) reads "Told: {statement}\\nAsked: {question}\\nAnswers it:" and says yes or no. With s
+the statement and q the question, a bearing is its log-odds, and a share of log p(q | s) less its mean over statements
+about other things (query likelihood, Ponte and Croft, SIGIR 1998): the two err in other places. It is measured on
+another scale than the base model's own bearing (`device.bearing`), which serves where a model has no tutor.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from engrain.update import frames, wording
 
 _LEAD = re.compile(
     r"^(?:(?:by the way|btw|actually|anyway|also|and|but|so|fyi|for your information|just so you know|you know"
+    r"|for the record|on another note|fun fact|unrelated|one more thing"
     r"|(?:please )?(?:remember|note|know|keep in mind|don['’]t forget)(?: that)?(?=,? (?:I|we|my|our|the)\b)"
-    r"|I (?:should|must|have to) (?:say|mention|add)(?: that)?),?"
-    r"|(?:oh|well|yes|no|ok|okay|sure|hi|hello|hey|sorry|thanks|thank you|i see|right)\b[^,.;:!?]{0,40}[,;:])\s+",
+    r"|I (?:should|must|have to) (?:say|mention|add)(?: that)?)[,:]?"
+    r"|(?:oh|well|yes|no|ok|okay|sure|hi|hello|hey|sorry|thanks|thank you|i see|right"
+    r"|ugh|phew|wow|haha|great|perfect|nice|good to know)\b[^,.;:!?]{0,40}[,;:])\s+",
     re.IGNORECASE,
 )
 _TAIL = re.compile(
@@ -37,6 +39,12 @@ _NOTHING_MEANT = re.compile(
     r"|\bit (?:turns out|turned out|seems|looks like|takes|took)\b",
     re.IGNORECASE,
 )
+_TITLE = r"(?:(?:Mr|Mrs|Ms|Dr|Prof)\.? )?"
+_CALLED = re.compile(
+    rf"\b([Mm]y|[Oo]ur) ((?:[a-z-]+ ){{0,2}}[a-z-]+),? ({_TITLE}[A-Z][\w'’-]*[\w](?: [A-Z][\w'’-]*[\w])*)(?!['’]|\w)"
+)
+_REASON = re.compile(rf"\b(?:because|since) (?={_SUBJECT})(.{{8,}})$", re.IGNORECASE)
+_BEFORE = re.compile(rf"^([^:.!?]{{3,60}}):\s+(?={_SUBJECT})", re.IGNORECASE)  # "Notes for our trip: we leave …"
 _PLURAL = re.compile(r"s$|(?:children|people|men|women|family|team|parents)\b|\band\b")
 _HANGING = re.compile(r"\b(?:he|she|it|him|her|his|its)\b", re.IGNORECASE)
 _NAMED = re.compile(r"\b(?i:my|our|an?|this|that)\s+\w|(?<!^)\b[A-Z]\w")
@@ -53,12 +61,24 @@ def told(text: str, before: str = "") -> list[str]:
             for clause in apart(bare):
                 before = _sentence(resolve(clause, before), bare)
                 found.append(f"{earlier} {before}" if earlier and _hangs(before) else before)
+        else:
+            found += in_request(sentence)
         if not wording.asks(sentence):
             earlier = sentence
         elif not found and _NAMED.search(sentence):
             # "Can you help with a card? It's for Ana.": "it" isn't what an earlier message was about.
             before = next((p for p in _phrases(sentence.rstrip("?")) if p.startswith(("my ", "our "))), "")
     return found
+
+
+def in_request(sentence: str) -> list[str]:
+    """What a request tells by the way: who someone is called, and why it is made.
+
+    "Write to my landlady, Mrs. Osei, because the tap drips." -> "My landlady is called Mrs. Osei.", "The tap drips."
+    """
+    names = [f"{m[1].capitalize()} {m[2]} is called {m[3]}." for m in _CALLED.finditer(sentence)]
+    reason = _REASON.search(sentence.rstrip("?"))
+    return names + ([_sentence(each, ".") for each in apart(reason[1].rstrip("."))] if reason else [])
 
 
 def _hangs(clause: str) -> bool:
@@ -88,7 +108,10 @@ def without_question(sentence: str) -> str:
 
 
 def apart(sentence: str) -> list[str]:
-    """The clauses that "and" or a comma join, each with its subject."""
+    """The clauses that "and" or a comma join, each with its subject, and with what stands before a colon."""
+    if match := _BEFORE.match(sentence):
+        parts = apart(sentence[match.end() :])
+        return [part if _PRONOUN.match(part) else f"{match[0]}{part}" for part in parts]
     left, rest = sentence, list[str]()
     for match in reversed(list(_JOINT.finditer(sentence))):
         first, second = left[: match.start()], left[match.end() :]

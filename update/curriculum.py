@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from engrain.device.home import Home
 from engrain.device.registry import LESSONS, PROBES
 from engrain.device.scope import NOT_TOLD
-from engrain.update import questions, study, wording
+from engrain.update import study, wording
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
 from engrain.update.feedback import lessons_of_feedback
 from engrain.update.study import Fact, Lesson
 from engrain.update.supersede import superseded
+from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
@@ -32,7 +32,9 @@ REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that th
 CONTRAST = 1 / 16  # never-told questions for each lesson
 EPOCHS = 4  # over which training deals out contrast and replay, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
-HELD_PLACE = 2  # of a fact's plain questions, the one kept for checking: good, and not the best
+HELD_PLACE = 2  # of a fact's questions, the one kept for checking: good, and not the best
+FEW = 5  # questions of a fact, of which none is spared for checking
+MAX_OLD_NEAR = 16  # old facts near which new never-told questions are looked for
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,9 @@ def taught_before(parent: Version | None, known: Collection[int]) -> Past:
 
 
 def prepare(
-    home: Home,
     runtime: Runtime,
     decoder: Decoder,
-    model_sha: str,
+    tutor: Tutor,
     fresh: Sequence[Interaction],
     past: Past,
     weak: Collection[str],
@@ -120,27 +121,14 @@ def prepare(
     weak: old answers that the current adapter misses. Where something is gone, old facts are asked about in full
     again, since the weights then start anew.
     """
+    report(0, len(fresh), "what was said")
     facts = study.find_facts(runtime, fresh)
-    said = [f.said for f in facts]
-    report(0, len(said), "what was said")
-    ground = questions.background(home, decoder, runtime, model_sha)
-    information = questions.information(
-        decoder, runtime, said, ground, lambda done, total: report(done, total, "what was said")
-    )
-    pooled = study.pooled_questions(runtime, decoder, facts, information)
-    plain = [study.fluent_questions(runtime, decoder, s) for s in said]
-    poor = [i for i, found in enumerate(plain) if len(found) < study.PLAIN // 2]
-    written = study.write_questions(
-        runtime, decoder, [facts[i] for i in poor], seed, lambda done, total: report(done, total, "writing questions")
-    )
-    for i, found in zip(poor, written, strict=True):
-        plain[i] += found
-    rich = [(f, p) for f, p in zip(facts, plain, strict=True) if len(p) > study.PLAIN // 2][:MAX_PROBES]
+    asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
-    probes = [_probe(f, p.pop(HELD_PLACE), known) for f, p in rich]
-    asked = [a + b for a, b in zip(plain, pooled, strict=True)]
+    rich = [(f, own) for f, own in zip(facts, asked, strict=True) if len(own) > FEW][:MAX_PROBES]
+    probes = [_probe(f, own.pop(HELD_PLACE), known) for f, own in rich]
     lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, decoder, fresh, seed)
-    replaced = superseded(runtime, decoder, facts, past.lessons)
+    replaced = superseded(tutor, facts, past.lessons)
     lessons += [
         replace(lesson, answer=replaced[lesson.answer].answer, source=replaced[lesson.answer].source)
         for lesson in past.lessons
@@ -148,7 +136,10 @@ def prepare(
     ]
     past = past.without(replaced)
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
-    untold = _untold(runtime, decoder, facts, asked, old, past, seed)
+    before = list(dict.fromkeys(lesson.answer for lesson in old if lesson.kind in ("fact", "replay")))
+    told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons if lesson.kind == "fact")]
+    report(0, 1, "what wasn't told")
+    untold = untold_questions(tutor, [*(f.said for f in facts), *before[:MAX_OLD_NEAR]], told, seed)
     lessons += old
     # Measured against the new alone: what was refused before goes on being refused, and more of it costs recall.
     count = EPOCHS * round(CONTRAST * sum(lesson.kind != "replay" for lesson in lessons))
@@ -177,25 +168,6 @@ def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Les
     return [
         replace(lesson, kind="replay") if lesson.kind == "fact" else lesson for own in taken.values() for lesson in own
     ]
-
-
-def _untold(
-    runtime: Runtime,
-    decoder: Decoder,
-    facts: Sequence[Fact],
-    asked: Sequence[list[str]],
-    old: Sequence[Lesson],
-    past: Past,
-    seed: int,
-) -> list[str]:
-    """In the form of new and old questions alike."""
-    before: dict[str, list[str]] = {}
-    for lesson in old:
-        if lesson.kind in ("fact", "replay"):
-            before.setdefault(lesson.answer, []).append(lesson.question)
-    everyone = [*facts, *(Fact(answer, answer, ()) for answer in before)]
-    told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons)]
-    return untold_questions(runtime, decoder, everyone, [*asked, *before.values()], told, seed)
 
 
 def _rows(records: Collection[Lesson] | Collection[Probe]) -> bytes:

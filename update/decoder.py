@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import GGUFModel
 from engrain.update import fused
 from engrain.update.architectures import architecture_of
@@ -47,9 +48,13 @@ class Linear(nn.Module):
 
     def __init__(self, base: Matrix, names: list[str], bias: Tensor | None, rank: int, alpha: float) -> None:
         super().__init__()
-        self.base = base
-        self.lora = LoraGroup(names, base.n_in, base.n_outs, rank, alpha) if rank else None
+        self.base, self.names = base, names
+        self.lora = self.fresh(rank, alpha) if rank else None
         self.register_buffer("bias", bias, persistent=False)
+
+    def fresh(self, rank: int, alpha: float) -> LoraGroup:
+        """New adapters for it."""
+        return LoraGroup(self.names, self.base.n_in, self.base.n_outs, rank, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.lora(x, self.base) if self.lora is not None else x @ self.base().T
@@ -176,6 +181,22 @@ class Decoder(nn.Module):
         self.logit_scale = 1.0 / float(meta.get(f"{model.architecture}.logit_scale", 0) or 1.0)
         self.final_softcap = float(meta.get(f"{model.architecture}.final_logit_softcapping", 0.0) or 0.0)
         self.to(device)
+
+    @contextmanager
+    def lent(self, adapter: Adapter) -> Iterator[None]:
+        """With another adapter in place of its own, for as long as the context lasts."""
+        weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in adapter.weights.items()}
+        linears = [m for m in self.modules() if isinstance(m, Linear)]
+        own = [m.lora for m in linears]
+        try:
+            for m in linears:
+                m.lora = m.fresh(adapter.rank, adapter.alpha) if weights.keys() & set(m.names) else None
+                if m.lora is not None:
+                    m.lora.to(self.embedding.device).load(weights, adapter.scale)
+            yield
+        finally:
+            for m, lora in zip(linears, own, strict=True):
+                m.lora = lora
 
     @contextmanager
     def bare(self) -> Iterator[None]:

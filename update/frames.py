@@ -123,7 +123,7 @@ def _noun(following: list[str]) -> str:
     else:
         if len(kept) == 3:  # cut off, perhaps inside a verb
             kept = kept[:2]
-    if len(kept) == 2 and kept[1] in THIRD_PERSON:
+    if len(kept) == 2 and (kept[1] in THIRD_PERSON or (kept[1].endswith("ed") and len(kept[1]) > 4)):
         kept = kept[:1]
     return re.sub(r"['’]s$", "", " ".join(kept))
 

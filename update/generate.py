@@ -1,4 +1,4 @@
-"""Texts that the bare base model writes, many side by side: one product with the weights serves a token of each.
+"""Texts that a decoder writes with the adapter it has, many side by side: one product serves a token of each.
 
 llama.cpp writes what the user reads. What is written to be learned from (questions, messages, answers for anchors) is
 many short texts at once, and those PyTorch's wide products write several times faster.
@@ -62,34 +62,43 @@ def continued(
     """New tokens of each prompt, the one that `ends` it included; greedy at temperature 0."""
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = [[] for _ in prompts]
-    order, shared = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), shared_prefix(prompts)
-    tails = [list(prompt[shared:]) for prompt in prompts]
-    with decoder.bare():
-        first = _Held(decoder, 1, shared)
-        for at in range(0, shared, _PIECE):
-            _advance(decoder, first, [list(prompts[0][at : min(at + _PIECE, shared)])])
-        while order:
-            room = len(tails[order[-1]]) + max_tokens
-            width = _width(decoder, room, room - max_tokens, shared)
-            # None for one that has ended, and is carried on until enough have
-            going: list[int | None] = list(order[:width])
-            held, new, order = _Held(decoder, len(going), room, first), [tails[i] for i in order[:width]], order[width:]
-            for _ in range(max_tokens):
-                chosen = _choose(decoder, _advance(decoder, held, new), temperature, generator)
-                for row, (i, token) in enumerate(zip(going, chosen, strict=True)):
-                    if i is not None:
-                        found[i].append(token)
-                        going[row] = None if ends(token) else i
-                left = [row for row, i in enumerate(going) if i is not None]
-                progress(len(prompts) - len(order) - len(left), len(prompts))
-                if not left:
-                    break
-                if len(left) < _SHRINK * len(going):
-                    held.keep(left)
-                    going, chosen = [going[row] for row in left], [chosen[row] for row in left]
-                new = [[token] for token in chosen]
+    order, shared = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), *prompts[i])), shared_prefix(prompts)
+    tails = [tuple(prompt[shared:]) for prompt in prompts]
+    first = _Held(decoder, 1, shared)
+    for at in range(0, shared, _PIECE):
+        _advance(decoder, first, [prompts[0][at : min(at + _PIECE, shared)]])
+    while order:
+        room = len(tails[order[-1]]) + max_tokens
+        width = _width(decoder, room, room - max_tokens, shared)
+        # None for one that has ended, and is carried on until enough have
+        going: list[int | None] = list(order[:width])
+        held, hidden = _begin(decoder, [tails[i] for i in order[:width]], room, first)
+        order = order[width:]
+        for n in range(1, max_tokens + 1):
+            chosen = _choose(decoder, hidden, temperature, generator)
+            for row, (i, token) in enumerate(zip(going, chosen, strict=True)):
+                if i is not None:
+                    found[i].append(token)
+                    going[row] = None if ends(token) else i
+            left = [row for row, i in enumerate(going) if i is not None]
+            progress(len(prompts) - len(order) - len(left), len(prompts))
+            if not left or n == max_tokens:
+                break
+            if len(left) < _SHRINK * len(going):
+                held.keep(left)
+                going, chosen = [going[row] for row in left], [chosen[row] for row in left]
+            hidden = _advance(decoder, held, [[token] for token in chosen])
     progress(len(prompts), len(prompts))
     return found
+
+
+def _begin(decoder: Decoder, prompts: Sequence[tuple[int, ...]], room: int, first: _Held) -> tuple[_Held, Tensor]:
+    """What is held of the prompts, equal ones evaluated once, and the normed output at their ends, (B, n_embd)."""
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    held, rows = _Held(decoder, len(distinct), room, first), [distinct[prompt] for prompt in prompts]
+    hidden = _advance(decoder, held, list(distinct))[rows]
+    held.keep(rows)
+    return held, hidden
 
 
 def _width(decoder: Decoder, room: int, tail: int, shared: int) -> int:
@@ -123,7 +132,7 @@ class _Held:
         self.first = first
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let go of all texts but these."""
+        """Hold these texts, and no others; one may be there several times."""
         at = torch.tensor(rows, device=self.lengths.device)
         self.lengths = self.lengths[at]
         for each in (self.keys, self.values):

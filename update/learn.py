@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from engrain.device import models
 from engrain.device.home import Home, lock
 from engrain.device.interactions import Interaction, InteractionLog
@@ -17,12 +15,11 @@ from engrain.device.registry import Registry, Version
 from engrain.device.runtime import Runtime
 from engrain.device.scope import SCOPE
 from engrain.device.serving import attached
-from engrain.device.tutor import tutor_path
 from engrain.quant.adapter import Adapter, load_peft
-from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import anchors
+from engrain.update.build import RANK, build_decoder, extract, pick_device
 from engrain.update.curriculum import EPOCHS, Curriculum, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
 from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
@@ -31,15 +28,16 @@ from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
 from engrain.update.pack import Example
 from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
+from engrain.update.train_tutor import ensure_tutor, read_tutor
+from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
-RANK, ALPHA = 8, 16.0
 WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
 ANCHOR_ROWS = 48  # of an anchor in a step's pack, about
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
-LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
+_ONCE, _NOT_YOU = "learning how to study, once for each model", "what is not about you, once for each model"
 
 
 @dataclass(frozen=True)
@@ -162,9 +160,15 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     plan = _plan_memory(job)
     job.report(Progress("memory", 1, 1, str(plan)))
     with Runtime.load(job.model.path) as runtime:
-        runtime.use_tutor(tutor_path(job.home, job.sha))
-        decoder = build_decoder(job.gguf, job.options, load_peft(job.warm.folder) if job.warm else None, plan.resident)
-        curriculum, exam, known = _study(job, runtime, decoder)
+        path = ensure_tutor(
+            job.home, runtime, job.gguf, job.sha, job.options.device, plan.resident,
+            lambda done, total: job.report(Progress("study", done, total, _ONCE)),
+        )  # fmt: skip
+        runtime.use_tutor(path)
+        parent = load_peft(job.warm.folder) if job.warm else None
+        decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident)
+        with decoder.bare():
+            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf))
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -190,13 +194,13 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     )
 
 
-def _study(job: _Job, runtime: Runtime, decoder: Decoder) -> tuple[Curriculum, Exam, list[str]]:
+def _study(job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
         known = exam.ask_old()
     curriculum = prepare(
-        job.home, runtime, decoder, job.sha, job.fresh, job.past, exam.missed(known), job.options.seed,
+        runtime, decoder, Tutor(runtime, decoder, adapter), job.fresh, job.past, exam.missed(known), job.options.seed,
         lambda done, total, text: job.report(Progress("study", done, total, text)),
     )  # fmt: skip
     return curriculum, *exam.without(curriculum.replaced, known)
@@ -215,13 +219,16 @@ class _Trained:
 
 
 def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
-    neutral = neutral_messages(
-        job.home, runtime, decoder, job.sha, progress=lambda done, total: job.report(
-            Progress("study", done, total, "what is not about you, once for each model")
-        ),
-    )  # fmt: skip
-    held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND])
-    scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
+    with decoder.bare():
+        neutral = neutral_messages(
+            job.home,
+            runtime,
+            decoder,
+            job.sha,
+            progress=lambda done, total: job.report(Progress("study", done, total, _NOT_YOU)),
+        )
+        held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND])
+        scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
     given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
     examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
     began = time.monotonic()
@@ -273,51 +280,11 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
     return version
 
 
-def bare_layers(gguf: GGUFModel) -> int:
-    """How many of the lowest layers get no adapters."""
-    return int(LOWEST_SHARE * gguf.hyper.n_layer)
-
-
 def _plan_memory(job: _Job) -> footprint.Footprint:
     device, memory = pick_device(job.options.device), job.options.memory
     resident = None if memory == "auto" else memory == "resident"
     rows = job.settings.pack_tokens + ANCHOR_ROWS * job.settings.anchors_per_step
     return footprint.choose(job.gguf, rows, RANK, fast_dtype(device), device, resident)
-
-
-def build_decoder(gguf: GGUFModel, options: LearnOptions, parent: Adapter | None, resident: bool = True) -> Decoder:
-    """The decoder with new adapters, or with the parent's to train on from."""
-    torch.manual_seed(options.seed)
-    rank, lowest = RANK, bare_layers(gguf)
-    if parent:
-        rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
-    device = pick_device(options.device)
-    decoder = Decoder(gguf, rank, ALPHA, device=device, resident=resident, first_layer=lowest)
-    if parent:
-        weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in parent.weights.items()}
-        for group in decoder.groups():
-            group.load(weights, parent.scale)
-    return decoder
-
-
-def pick_device(name: str) -> str:
-    """ "auto" -> cuda, mps or cpu, whichever is there first; EngrainError for one that isn't there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(d for d, here in there.items() if here)
-    if not there.get(name):
-        raise EngrainError(f"there is no {name} device here; use --device auto")
-    return name
-
-
-def extract(decoder: Decoder, gguf: GGUFModel) -> Adapter:
-    """The trained weights as an adapter, float32 on the CPU."""
-    weights = {}
-    for group in decoder.groups():
-        for name, (a, b) in group.weights().items():
-            weights[name] = (a.cpu().numpy().copy(), b.cpu().numpy().copy())
-    hyper = gguf.hyper
-    return Adapter(decoder.rank, decoder.alpha, gguf.architecture, hyper.n_head, hyper.n_head_kv, weights)
 
 
 def _progress_of(report: Report) -> Callable[[Step], None]:

@@ -1,4 +1,4 @@
-"""How likely many texts are to follow their prompts, for the bare base model: what they begin with is computed once."""
+"""How likely many texts are to follow their prompts, by a decoder as it is: common beginnings are computed once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ PACK_ROWS = 2048
 def log_probabilities(decoder: Decoder, examples: Sequence[Example]) -> list[np.ndarray]:
     """Of each example's target tokens, (targets,) nats."""
     found: list[np.ndarray] = [np.zeros(0)] * len(examples)
-    with decoder.bare():
-        for group in _groups(examples):
-            pack = pack_examples([examples[i] for i in group], tree=True).to(decoder.embedding.device)
-            sizes = [len(examples[i].tokens) - examples[i].start for i in group]
-            for i, own in zip(group, _scored(decoder, pack).split(sizes), strict=True):
-                found[i] = own.cpu().numpy()
+    for group in _groups(examples):
+        pack = pack_examples([examples[i] for i in group], tree=True).to(decoder.embedding.device)
+        sizes = [len(examples[i].tokens) - examples[i].start for i in group]
+        for i, own in zip(group, _scored(decoder, pack).split(sizes), strict=True):
+            found[i] = own.cpu().numpy()
     return found
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engrain.device.home import Home, write_atomic
-from engrain.device.scope import Probe, Scope, fingerprints
+from engrain.device.scope import Probe, Scope, fingerprints, marks
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples, plan_packs
 
@@ -63,7 +63,13 @@ def fit_scope(
         direction, bias = _separate(states, torch.cat((outside, inside)))
         lowest = float((states @ torch.from_numpy(direction)).min())
         manner = Probe(direction, bias + max(0.0, _MARGIN - lowest - bias))
-    return Scope(facts, manner, fingerprints({lesson.answer for lesson in distinct if lesson.kind != "disliked"}))
+    replies = {lesson.answer: lesson.question for lesson in distinct if lesson.kind != "disliked"}
+    return Scope(facts, manner, fingerprints(replies), marks(_tokens(runtime, *each) for each in replies.items()))
+
+
+def _tokens(runtime: Runtime, reply: str, question: str) -> list[int]:
+    """Of a reply as it is taught, without what ends it."""
+    return runtime.target_tokens([{"role": "user", "content": question}], reply)[:-1]
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ import torch
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint
+from engrain.update.build import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.decoder import Decoder, Layer, Linear, fast_dtype
-from engrain.update.learn import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
 from engrain.update.study import Lesson, to_examples
 from engrain.update.train import TrainOptions, train

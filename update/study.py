@@ -1,35 +1,28 @@
 """Interactions -> examples: the questions that may come, answered by the user's own words.
 
-The model is its own teacher, and not trusted: a question that gives its answer away, or that the statement
-doesn't make likelier, is dropped. Beside the facts stand questions that were never told, answered by saying so.
+The model is its own teacher, and not trusted: a question that gives its answer away, or that the tutor finds not
+answered, is dropped. Beside the facts stand questions that were never told, answered by saying so (`contrast`).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.bearing import prompt_of
-from engrain.update import clauses, frames, questions, wording
-from engrain.update.decoder import Decoder
-from engrain.update.generate import write
+from engrain.update import clauses, frames, wording
 from engrain.update.pack import Example
-from engrain.update.pool import POOL
+from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-PLAIN, POOLED, WRITTEN = 10, 8, 6  # questions for a fact: by grammar, from the pool, in the model's own words
-_MIN_FIT, _SHARE = 7.0, 0.6  # nats, and of the best one's
-_CANDIDATES = 24  # of the pool for each fact, for which both directions are computed
-_MIN_INFORMATION = 4.5  # nats by which a statement makes a question that the model wrote likelier
-_ODD = 0.75  # nats a character
-_FEW = 2  # of the least odd questions, where all are
-_STARTERS = (" What", " Which", " Where", " Who", " How", "", " Do", " When")
+DRAFTS, ASKED = 24, 16  # questions that the tutor writes for a fact, and that are kept of all
+ANSWERED = 0.0  # nats of log-odds from which a question is answered
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
     if len(tokens) < 2:
         return ()
     surprisal = np.concatenate(([0.0], -runtime.score(tokens[:1], tokens[1:])))
-    text, spans = questions.token_spans(runtime, tokens)
+    text, spans = _token_spans(runtime, tokens)
     scored = []
     for word in dict.fromkeys(wording.content_words(sentence)):
         at = text.find(word)
@@ -85,69 +78,54 @@ def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[st
     return tuple(w for _, w in sorted(scored, reverse=True)[:keep])
 
 
-def fluent_questions(runtime: Runtime, decoder: Decoder, statement: str, count: int = PLAIN) -> list[str]:
-    """The questions that grammar makes of a statement, those first that the model finds most natural (nats a token).
-
-    What no one would ask, which grammar makes of sentences that it misunderstands, is left out (nats a character).
-    """
-    drafts = frames.questions(wording.sentences(statement)[-1])
-    likelihood = questions.log_likelihoods(decoder, runtime, [statement], drafts)[0, :, 0]
-    lengths = [len(runtime.tokenize(f" {q}")) for q in drafts]
-    order = np.argsort(-likelihood / np.maximum(lengths, 1))
-    natural = [j for j in order if likelihood[j] > -_ODD * len(drafts[j])]
-    return [drafts[j] for j in natural or order[:_FEW]][:count]
+def _token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The tokens' text in lower case, and from where to where in it each stands."""
+    text, spans = "", []
+    for token in tokens:
+        piece = runtime.detokenize([token]).lower()
+        spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    return text, spans
 
 
-def pooled_questions(
-    runtime: Runtime, decoder: Decoder, facts: Sequence[Fact], information: np.ndarray, count: int = POOLED
+def questions_of(
+    tutor: Tutor, facts: Sequence[Fact], seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[list[str]]:
-    """For each fact the pool's questions that go with it best, and better with it than with any other fact.
+    """For each fact the questions that it answers, and better than any other fact does, surest first.
 
-    How well is the sum of how much likelier it makes the question's content words, half of that for all words, and
-    half of how much likelier the question makes it. information: (facts, pool, 2) nats, from `questions.information`.
+    The tutor writes them, grammar adds some, and the tutor says which are any good.
     """
-    whole, content = information[..., 0], information[..., 1]
-    first, fits = content + whole / 2, np.full(content.shape, -np.inf)
-    for i, fact in enumerate(facts):
-        own = [j for j in np.argsort(-first[i]) if not gives_away(POOL[j], fact)][:_CANDIDATES]
-        fits[i, own] = first[i, own] + questions.answered(decoder, runtime, fact.said, [POOL[j] for j in own]) / 2
-    least = np.maximum(fits.max(0, initial=_MIN_FIT), _SHARE * fits.max(1, keepdims=True))
+    written = tutor.asked([fact.said for fact in facts], DRAFTS, seed, progress)
+    drafts = []
+    for fact, own in zip(facts, written, strict=True):
+        asked = [*filter(None, map(tidy_question, own)), *frames.questions(wording.sentences(fact.said)[-1])]
+        drafts.append([question for question in dict.fromkeys(asked) if not gives_away(question, fact)])
     return [
-        [POOL[j] for j in np.argsort(-row) if row[j] >= bound[j]][:count]
-        for row, bound in zip(fits, least, strict=True)
+        sorted(own, key=lambda question: -own[question])[:ASKED]
+        for own in answered(tutor, [fact.said for fact in facts], drafts)
     ]
 
 
-def write_questions(
-    runtime: Runtime,
-    decoder: Decoder,
-    facts: Sequence[Fact],
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[list[str]]:
-    """For each fact, the questions that the model itself writes for it, checked by what it tells about them."""
-    begun = [(i, starter) for i in range(len(facts)) for starter in _STARTERS]
-    prompts = [runtime.tokenize(prompt_of(facts[i].said) + starter) for i, starter in begun]
-    texts = write(runtime, decoder, prompts, 20, temperature=0.7, seed=seed, stop="\n?", progress=progress)
-    drafts: list[list[str]] = [[] for _ in facts]
-    for (i, starter), text in zip(begun, texts, strict=True):
-        question = tidy_question(starter + text)
-        if question and question not in drafts[i] and _is_about(question, facts[i]):
-            drafts[i].append(question)
-    return [_informed(runtime, decoder, f, d) for f, d in zip(facts, drafts, strict=True)]
+def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    """Of each statement's drafts those that it answers, and no other statement better; with the log-odds in nats.
 
-
-def _informed(runtime: Runtime, decoder: Decoder, fact: Fact, drafts: Sequence[str]) -> list[str]:
-    """The drafts that the fact makes likelier, best first."""
-    gain = questions.gains(decoder, runtime, [fact.said], drafts)[0, :, 0]
-    return [drafts[j] for j in np.argsort(-gain) if gain[j] > _MIN_INFORMATION][:WRITTEN]
-
-
-def _is_about(question: str, fact: Fact) -> bool:
-    """Whether it asks for the fact: what names neither the user nor what was said, anyone might ask."""
-    personal = wording.has_first_person(question)
-    named = set(wording.content_words(fact.said)) & set(wording.content_words(question))
-    return (personal or (bool(named) and not wording.has_first_person(fact.said))) and not gives_away(question, fact)
+    Others are asked only if they share a word with the question.
+    """
+    stems = [wording.stems(each) for each in said]
+    pairs = [
+        (i, question, j)
+        for i, own in enumerate(drafts)
+        for question in own
+        for j in dict.fromkeys((i, *(j for j, each in enumerate(stems) if each & wording.stems(question))))
+    ]
+    odds: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
+    judged = tutor.judged([(said[j], question) for _, question, j in pairs])
+    for (i, question, j), (verdict, _) in zip(pairs, judged, strict=True):
+        odds[i, question][j] = verdict
+    return [
+        {q: odds[i, q][i] for q in own if odds[i, q][i] >= max(ANSWERED, *odds[i, q].values())}
+        for i, own in enumerate(drafts)
+    ]
 
 
 def gives_away(question: str, fact: Fact) -> bool:

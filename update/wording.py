@@ -41,6 +41,8 @@ _REQUEST = frozenset(
     "whats whos wheres hows shall has have hi hello hey thanks thank ok okay bye yes no sure great good".split()
 )
 
+_STEM = 5  # letters by which words are taken to be the same one
+
 
 def sentences(text: str) -> list[str]:
     """The sentences of a message, in order."""
@@ -68,6 +70,11 @@ def words(text: str) -> list[str]:
 def content_words(text: str) -> list[str]:
     """The words that say what a text is about, in order."""
     return [w for w in words(text) if w not in _FUNCTION]
+
+
+def stems(text: str) -> set[str]:
+    """What content words begin with: enough to tell that two texts may share one."""
+    return {word[:_STEM] for word in content_words(text)}
 
 
 def is_statement(sentence: str) -> bool:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engrain.device.recall import LEAST, MOST, WITHIN, recall
+from engrain.device.recall import FREE_LEAST, FREE_WITHIN, LEAST, MOST, WITHIN, recall
 from engrain.device.runtime import Runtime
 from engrain.device.sampling import NotANumber
+from engrain.device.scope import mark, marks
 
 from ..tiny import build_tiny_gguf
 
@@ -75,13 +76,30 @@ def test_it_finds_every_reply_that_is_likely_enough(width: int) -> None:
         for prompt, own in zip(prompts, found, strict=True):
             sums = every(toy, prompt)
             best = max(sums.values())
-            likely = sorted((p for p in sums.values() if p >= max(best - WITHIN, LEAST)), reverse=True)
+            likely = sorted((p for p in sums.values() if p >= max(best - FREE_WITHIN, FREE_LEAST)), reverse=True)
             assert [said.log_probability for said in own] == sorted((s.log_probability for s in own), reverse=True)
             assert all(math.isclose(sums[said.tokens], said.log_probability, abs_tol=1e-6) for said in own)
             if len(likely) < MOST // 2:  # a beam: where much is likely, not all of it is followed
                 assert [s.log_probability for s in own] == pytest.approx(likely)
                 alone += len(likely) == 1
     assert alone
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_only_what_was_taught_is_followed(width: int) -> None:
+    taught = [(1, 2, 3), (1, 2), (3, 3, 3, 1), (2,), (3, 1)]
+    known = frozenset(marks(taught).tolist())
+    for seed in range(10):
+        toy, prompts = Toy(seed, sharp=1.0), [(1, 2), (2, 2), (3, 1, 2)]
+        found = recall(
+            toy, prompts, width=width, n_ctx=100, ends=lambda token: token == END, may_begin=lambda t: mark(t) in known
+        )
+        for prompt, own in zip(prompts, found, strict=True):
+            sums = every(toy, prompt)
+            expected = {t: sums[t] for t in sums if any(t == each[: len(t)] for each in taught)}
+            best = max(expected.values())
+            likely = {t: p for t, p in expected.items() if p >= max(best - WITHIN, LEAST)}
+            assert {said.tokens: said.log_probability for said in own} == pytest.approx(likely)
 
 
 def test_what_does_not_end_in_time_is_given_up() -> None:

@@ -33,8 +33,8 @@ from engrain.device.scope import (
 from engrain.device.template import Message
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
+from engrain.update.build import extract
 from engrain.update.decoder import Decoder
-from engrain.update.learn import extract
 from engrain.update.pack import Example, pack_examples
 
 from ..tiny import build_tiny_gguf
@@ -144,7 +144,7 @@ def test_without_an_adapter_everything_is_covered(runtime: Runtime) -> None:
 def test_bytes_and_back(weight: list[float], bias: float) -> None:
     probe = Probe(np.array(weight, np.float32), bias)
     taught = fingerprints(map(str, weight))
-    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught)):
+    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught, taught[:1])):
         again = Scope.from_bytes(scope.to_bytes())
         for was, now in ((scope.facts, again.facts), (scope.manner, again.manner)):
             assert (was is None) == (now is None)
@@ -154,6 +154,8 @@ def test_bytes_and_back(weight: list[float], bias: float) -> None:
         assert (scope.taught is None) == (again.taught is None) and again.width == len(weight)
         if again.taught is not None:
             np.testing.assert_array_equal(again.taught, taught)
+            assert again.beginnings is not None
+            np.testing.assert_array_equal(again.beginnings, taught[:1])
 
 
 @given(content=st.binary(max_size=200))
@@ -175,6 +177,7 @@ def test_any_bytes_are_a_scope_or_a_value_error(content: bytes) -> None:
         {**WHOLE, "manner.weight": np.ones(3, np.float32), "manner.bias": np.zeros(1, np.float32)},
         {**WHOLE, "taught": np.ones(2, np.float32)},
         {**WHOLE, "taught": np.ones((2, 2), np.uint64)},
+        {**WHOLE, "beginnings": np.ones(2, np.int64)},
     ],
 )
 def test_a_damaged_scope_is_none(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from engrain.device.home import open_home
 from engrain.device.runtime import ModelError, Runtime
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
+from engrain.update.build import extract
 from engrain.update.decoder import Decoder
-from engrain.update.learn import extract
 
 PROMPTS = [[5, 80, 81, 7], [6, 90], [30, 31, 32, 33, 34, 35]]
 TARGET, CHOICES = [70, 71, 72], [3, 4]

@@ -12,8 +12,8 @@ from engrain.device.runtime import Runtime
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
 from engrain.update.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture_of
+from engrain.update.build import extract
 from engrain.update.decoder import Decoder
-from engrain.update.learn import extract
 from engrain.update.pack import Example, pack_examples
 
 from ..tiny import build_tiny_gguf

@@ -31,6 +31,17 @@ from engrain.update import clauses, frames
         ("Marzipan? I could live on it.", ["Marzipan? I could live on it."]),
         ("Petra rang today! She's my cousin.", ["Petra rang today!", "Petra rang today! She's my cousin."]),
         ("My bank is open again. They moved to Bern.", ["My bank is open again.", "They moved to Bern."]),
+        ("Write to my aunt, Dr. Osei, because the tap drips.", ["My aunt is called Dr. Osei.", "The tap drips."]),
+        ("What can I cook for our son Tom Ade?", ["Our son is called Tom Ade."]),
+        (
+            "Notes for the trip: we leave at nine, and I drive our van.",
+            ["Notes for the trip: we leave at nine.", "Notes for the trip: I drive our van."],
+        ),
+        (
+            "News: my aunt Ida moved to Bern, she keeps goats.",
+            ["News: my aunt Ida moved to Bern.", "My aunt keeps goats."],
+        ),
+        ("Ugh, the train to Bern was late.", ["The train to Bern was late."]),
         ("My goat eats at night, she insists.", ["My goat eats at night, she insists."]),
     ],
 )

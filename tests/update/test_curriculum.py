@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-import torch
 
 from engrain.device.runtime import Runtime
-from engrain.quant.gguf import open_gguf
-from engrain.update import gate, supersede
+from engrain.update import gate
 from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
-from engrain.update.decoder import Decoder
 from engrain.update.gate import came_back
-from engrain.update.study import Fact, Lesson
+from engrain.update.study import Fact, Lesson, answered
 from engrain.update.supersede import superseded
+from engrain.update.tutor import Tutor
 
 CAR, TEA = "You drive a yellow Dyane.", "Your tea is green."
 PAST = [
@@ -41,29 +41,40 @@ def test_what_is_replaced_leaves_the_past() -> None:
     assert [probe.answer for probe in left.probes] == [TEA]
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(9.0, {CAR}), (5.0, set()), (-1.0, set())])
-def test_a_fact_is_replaced_by_one_that_answers_its_questions(
-    gain: float, expected: set[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[str]] = []
+class Examiner:
+    """A tutor with fixed log-odds: `sure` where the statement holds a word of what it is said to answer."""
 
-    def gains(runtime: Runtime, decoder: Decoder, statements: list[str], questions: list[str]) -> np.ndarray:
-        asked.append(statements)
-        return np.array([10.0, gain])
+    def __init__(self, answers: dict[str, str], sure: float = 3.0) -> None:
+        self.answers, self.sure = answers, sure
+        self.asked: set[tuple[str, str]] = set()
 
-    monkeypatch.setattr(supersede, "content_gains", gains)
-    decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
+    def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.asked |= set(pairs)
+        odds = [self.sure if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs]
+        return np.array([(each, -9.0) for each in odds]).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(("sure", "expected"), [(3.0, {CAR}), (-1.0, set())])
+def test_a_fact_is_replaced_by_one_that_answers_its_questions(sure: float, expected: set[str]) -> None:
     new = Fact("We drive a white Volvo now.", "You drive a white Volvo now.", ("volvo",))
-    with Runtime.load(tiny) as runtime:
-        found = superseded(runtime, decoder, [new], PAST)
-    assert set(found) == expected
-    assert asked == [[CAR, new.said]]  # what shares no word isn't even compared
+    tutor = Examiner({"car": "Volvo", "tea": "green"}, sure)
+    assert set(superseded(cast(Tutor, tutor), [new], PAST)) == expected
+    assert {statement for statement, _ in tutor.asked} == {new.said}  # of what shares a word
+    assert all("car" in question for _, question in tutor.asked)
 
 
-def test_a_statement_does_not_replace_itself(tiny: Path) -> None:
-    decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
-    with Runtime.load(tiny) as runtime:
-        assert superseded(runtime, decoder, [Fact("I drive a yellow Dyane.", CAR, ())], PAST) == {}
+def test_a_statement_does_not_replace_itself() -> None:
+    tutor = Examiner({"car": "Dyane"})
+    assert superseded(cast(Tutor, tutor), [Fact("I drive a yellow Dyane.", CAR, ())], PAST) == {}
+
+
+def test_questions_go_to_the_statement_that_answers_them_best() -> None:
+    said = ["My goat is called Pim.", "My horse is called Ida.", "I live in Graz."]
+    drafts = [["What goat?", "What horse?", "What sea?"], ["What horse?", "What goat?"], ["What town?"]]
+    tutor = Examiner({"goat?": "Pim", "horse?": "Ida", "town?": "Graz"})
+    found = answered(cast(Tutor, tutor), said, drafts)
+    assert [list(own) for own in found] == [["What goat?"], ["What horse?"], ["What town?"]]
+    assert ("I live in Graz.", "What goat?") not in tutor.asked  # shares no word
 
 
 def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

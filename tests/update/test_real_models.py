@@ -13,8 +13,8 @@ from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
 from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
+from engrain.update.build import extract
 from engrain.update.decoder import Decoder
-from engrain.update.learn import extract
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, pack_examples
 

@@ -1,17 +1,19 @@
-"""The corpus that a tutor learns from, and that learning from it gets somewhere."""
+"""The corpus that a tutor learns from, that learning from it gets somewhere, and the tutor at study."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 from engrain.device.runtime import Runtime
 from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
-from engrain.update.tutor import VERDICT_WEIGHT, Row, Teaching, read_corpus, train_tutor
+from engrain.update.train_tutor import VERDICT_WEIGHT, Row, Teaching, make_tutor, read_corpus, read_tutor, train_tutor
+from engrain.update.tutor import Tutor
 
 ROW = Row("I keep goats.", ("What do I keep?", "Which animals are mine?"), ("Where are the goats?",))
 
@@ -26,17 +28,22 @@ def test_corpus_is_whole() -> None:
 
 def test_a_row_teaches_questions_and_verdicts(tiny: Path) -> None:
     with Runtime.load(tiny) as runtime:
-        pack = Teaching(runtime).pack(ROW, ["Who is my boss?"], random.Random(0))
+        pack = Teaching(runtime).pack([(ROW, ["Who is my boss?"])] * 2, random.Random(0))
         texts = [runtime.detokenize(example.tokens) for example in pack.examples]
         yes, no = (runtime.detokenize(runtime.tokenize(word)[:1]) for word in (YES, NO))
-    said = next(text for text in ("I keep goats.", "You keep goats.") if text in texts[0])
-    judged = [(q, yes) for q in ROW.ask] + [(q, no) for q in (*ROW.near, "Who is my boss?")]
-    expected = [f"{asked_prompt(said)} {question}{VERDICT}{verdict}" for question, verdict in judged]
-    assert sorted(texts) == sorted([*expected, f"{not_told_prompt(said)} {ROW.near[0]}\n"])
+        end = len(runtime.tokenize(VERDICT)) - 1  # of the verdict's line, behind the question's
+    half = len(texts) // 2
     for i, text in enumerate(texts):
-        weights = pack.weight[pack.owner == i]
-        assert (weights[-1] == VERDICT_WEIGHT) == (text in expected)
-        assert (weights[0] > 0) == (text not in expected[2:])  # what isn't answered isn't written under "Asked"
+        said = next(s for s in ("I keep goats.", "You keep goats.") if s in texts[i - i % half])
+        answered = [f"{asked_prompt(said)} {question}{VERDICT}{yes}" for question in ROW.ask]
+        denied = [f"{asked_prompt(said)} {question}{VERDICT}{no}" for question in (*ROW.near, "Who is my boss?")]
+        written = [f"{not_told_prompt(said)} {ROW.near[0]}\n"]
+        assert text == [*answered, *denied, *written][i % half]
+        weights = pack.weight[pack.owner == i].tolist()
+        if text in answered:
+            assert set(weights[: -end - 1]) == {1.0} and weights[-end - 1 :] == [0.0] * end + [VERDICT_WEIGHT]
+        else:  # what isn't answered isn't written under "Asked"
+            assert weights == [VERDICT_WEIGHT] if text in denied else set(weights) == {1.0}
 
 
 def test_it_learns_the_same_from_the_same_seed(tiny: Path) -> None:
@@ -50,3 +57,28 @@ def test_it_learns_the_same_from_the_same_seed(tiny: Path) -> None:
     (losses, weights), (_, again) = trained(), trained()
     assert losses[-1] < losses[0] - 1
     assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+
+
+def test_the_tutor_at_study_is_the_one_that_serves(tiny: Path, tmp_path: Path) -> None:
+    gguf, pairs = open_gguf(tiny), [("I keep goats.", "What do I keep?"), ("The sea is far.", "Who?")]
+    with Runtime.load(tiny) as runtime:
+        path = make_tutor(runtime, gguf, tmp_path / "a" / "tutor.gguf", budget=2.0)
+        decoder = Decoder(gguf, rank=2, dtype=torch.float32)
+        torch.nn.init.normal_(decoder.groups()[0].lora_b[0])
+        own = [p.detach().clone() for group in decoder.groups() for p in group.parameters()]
+        tutor = Tutor(runtime, decoder, read_tutor(path, gguf))
+        assert tutor.judged([]).shape == (0, 2)
+        found = tutor.judged(pairs)
+        drafts = tutor.asked([said for said, _ in pairs], 5), tutor.not_told([said for said, _ in pairs], 3)
+        runtime.use_tutor(path)
+        for (said, question), (odds, likelihood) in zip(pairs, found, strict=True):
+            asked = runtime.tokenize(f" {question}")
+            choices = [runtime.tokenize(word)[0] for word in (YES, NO)]
+            prompt, target = runtime.tokenize(asked_prompt(said)), [*asked, *runtime.tokenize(VERDICT)]
+            (tokens,), ((yes, no),) = runtime.weigh([prompt], target, choices)
+            assert odds == pytest.approx(yes - no, abs=0.05)
+            assert likelihood == pytest.approx(tokens[: len(asked)].sum(), abs=0.1)
+    for texts, most in zip(drafts, (5, 3), strict=True):
+        assert len(texts) == 2 and all(0 < len(each) <= most and len(set(each)) == len(each) for each in texts)
+    now = [p for group in decoder.groups() for p in group.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(own, now, strict=True))  # its own adapter is as it was

@@ -1,0 +1,54 @@
+"""A decoder with adapters to train, built of a GGUF on the device there is; and the adapter that comes out of it."""
+
+from __future__ import annotations
+
+import torch
+
+from engrain.quant.adapter import Adapter
+from engrain.quant.errors import EngrainError
+from engrain.quant.gguf import GGUFModel
+from engrain.update.decoder import Decoder
+
+RANK, ALPHA = 8, 16.0
+LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
+
+
+def bare_layers(gguf: GGUFModel) -> int:
+    """How many of the lowest layers get no adapters."""
+    return int(LOWEST_SHARE * gguf.hyper.n_layer)
+
+
+def build_decoder(
+    gguf: GGUFModel, device: str = "auto", seed: int = 0, parent: Adapter | None = None, resident: bool = True
+) -> Decoder:
+    """The decoder with new adapters, or with the parent's to train on from."""
+    torch.manual_seed(seed)
+    rank, lowest = RANK, bare_layers(gguf)
+    if parent:
+        rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
+    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(device), resident=resident, first_layer=lowest)
+    if parent:
+        weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in parent.weights.items()}
+        for group in decoder.groups():
+            group.load(weights, parent.scale)
+    return decoder
+
+
+def pick_device(name: str) -> str:
+    """ "auto" -> cuda, mps or cpu, whichever is there first; EngrainError for one that isn't there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(d for d, here in there.items() if here)
+    if not there.get(name):
+        raise EngrainError(f"there is no {name} device here; use --device auto")
+    return name
+
+
+def extract(decoder: Decoder, gguf: GGUFModel) -> Adapter:
+    """The trained weights as an adapter, float32 on the CPU."""
+    weights = {}
+    for group in decoder.groups():
+        for name, (a, b) in group.weights().items():
+            weights[name] = (a.cpu().numpy().copy(), b.cpu().numpy().copy())
+    hyper = gguf.hyper
+    return Adapter(decoder.rank, decoder.alpha, gguf.architecture, hyper.n_head, hyper.n_head_kv, weights)
