@@ -41,7 +41,7 @@ EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine sc
 ROWS_PER_STEP = 4  # of the corpus
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
 VERDICT_WEIGHT = 6.0  # of the one token that says yes or no, beside one of a question's
-BUDGET = 3600.0  # seconds: larger models see less of the corpus, and need less of it
+BUDGET = 600.0  # seconds, in learning: larger models see less of the corpus, and need less of it
 
 
 Lesson = tuple[Example, list[float]]  # with what each token of its target weighs
@@ -186,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a model's tutor, once.")
     parser.add_argument("model", nargs="?", help="a GGUF, or the name of a known model; default: the one engrain uses")
     parser.add_argument("--out", "-o", type=Path, help="a GGUF LoRA to write; default: where engrain finds it")
+    parser.add_argument("--minutes", type=float, default=60.0, help="at most; default: %(default)s")
     options = parser.parse_args()
     home = open_home()
     chosen = models.resolve(home, options.model)
@@ -195,7 +196,7 @@ def main() -> None:
         print(f"\rstep {done} of {total}", end="", file=sys.stderr, flush=True)
 
     with Runtime.load(chosen.path) as runtime:
-        make_tutor(runtime, open_gguf(chosen.path), out, progress=progress)
+        make_tutor(runtime, open_gguf(chosen.path), out, budget=60 * options.minutes, progress=progress)
     print(file=sys.stderr)
     print(out)
 
