@@ -78,8 +78,11 @@ def _remembered(
 
     def settle(each: Coverage, replies: Sequence[Said]) -> str | None:
         found = {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
-        judge, enough = (tutor, tutor.ENOUGH) if runtime.has_tutor else (bearing, ENOUGH)
-        return each.settle(found, lambda own: judge.bearings(runtime, own, each.message), enough)
+        if runtime.has_tutor:
+            bear, weighs = tutor.bearings, (tutor.ENOUGH, tutor.RECALLED)
+        else:
+            bear, weighs = bearing.bearings, (ENOUGH, 1.0)
+        return each.settle(found, lambda own: bear(runtime, own, each.message), *weighs)
 
     return list(map(settle, covered, said))
 

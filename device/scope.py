@@ -126,16 +126,17 @@ class Coverage:
         replies: Mapping[str, float],
         bearings: Callable[[Sequence[str]], Sequence[float] | np.ndarray],
         enough: float = ENOUGH,
+        recalled: float = 1.0,
     ) -> str | None:
         """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
-        replies: with their log-probabilities. bearings: of replies on the question, weighed. enough: what the sum must
-        reach. All in nats.
+        replies: with their log-probabilities, each of which counts `recalled`. bearings: of replies on the question,
+        weighed. enough: what the sum must reach. All in nats.
         """
         assert self.taught is not None
         own = [r for r in replies if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
         if own:
-            scores = np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
+            scores = recalled * np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
             if scores.max() >= enough:
                 return own[int(scores.argmax())]
         asks = any(mark in self.message for mark in _QUESTION)

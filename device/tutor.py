@@ -25,7 +25,8 @@ YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
-ENOUGH = 1.5  # nats: as `device.scope.ENOUGH`, on the tutor's scale
+RECALLED = 0.5  # what a nat of a reply's own likelihood weighs beside one of its bearing
+ENOUGH = 1.75  # nats: as `device.scope.ENOUGH`, on the tutor's scale
 
 
 def tutor_path(home: Home, model_sha: str) -> Path | None:

@@ -38,7 +38,7 @@ from engrain.update.pack import Example, Pack, pack_examples
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
 EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine schedule, steps
-ROWS_PER_STEP = 4  # of the corpus
+ROWS_PER_STEP, PACK = 4, 2  # of the corpus; side by side, about what a step of learning has (`footprint`)
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
 VERDICT_WEIGHT = 6.0  # of the one token that says yes or no, beside one of a question's
 BUDGET = 600.0  # seconds, in learning: larger models see less of the corpus, and need less of it
@@ -121,16 +121,24 @@ def train_tutor(
         for group in optimiser.param_groups:
             group["lr"] = LR * min(1.0, (i + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
         far = [[rng.choice(rng.choice(rows).ask) for _ in range(FAR)] for _ in step]
-        pack = teaching.pack(list(zip(step, far, strict=True)), rng)
-        loss, _ = pack_loss(decoder, replace(pack, weight=pack.weight / pack.weight.sum()).to(decoder.embedding.device))
-        loss.backward()
-        losses.append(loss.item())
+        both = list(zip(step, far, strict=True))
+        losses.append(_learn(decoder, [teaching.pack(both[at : at + PACK], rng) for at in range(0, len(both), PACK)]))
         torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         progress(i + 1, len(plan))
     progress(len(plan), len(plan))
     return losses
+
+
+def _learn(decoder: Decoder, packs: Sequence[Pack]) -> float:
+    """Gradients of the packs' mean loss -> that loss."""
+    whole, mean = sum(float(pack.weight.sum()) for pack in packs), 0.0
+    for pack in packs:
+        loss, _ = pack_loss(decoder, replace(pack, weight=pack.weight / whole).to(decoder.embedding.device))
+        loss.backward()
+        mean += loss.item()
+    return mean
 
 
 def _steps(rows: Sequence[Row], rng: random.Random) -> Iterator[list[Row]]:
