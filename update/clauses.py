@@ -111,7 +111,8 @@ def apart(sentence: str) -> list[str]:
     """The clauses that "and" or a comma join, each with its subject, and with what stands before a colon."""
     if match := _BEFORE.match(sentence):
         parts = apart(sentence[match.end() :])
-        return [part if _PRONOUN.match(part) else f"{match[0]}{part}" for part in parts]
+        if len(parts) > 1 and not _PRONOUN.match(parts[0]):
+            return [part if _PRONOUN.match(part) else f"{match[0]}{part}" for part in parts]
     left, rest = sentence, list[str]()
     for match in reversed(list(_JOINT.finditer(sentence))):
         first, second = left[: match.start()], left[match.end() :]

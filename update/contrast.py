@@ -23,7 +23,10 @@ def untold_questions(tutor: Tutor, said: Sequence[str], told: Sequence[str], see
     told: all that was ever said; `said` is of it.
     """
     stems = {each: wording.stems(each) for each in told}
-    drafts = [list(filter(None, map(tidy_question, own))) for own in tutor.not_told(said, DRAFTS, seed)]
+    drafts = [
+        [q for q in map(tidy_question, own) if q and (wording.has_first_person(q) or stems[near] & wording.stems(q))]
+        for own, near in zip(tutor.not_told(said, DRAFTS, seed), said, strict=True)
+    ]
     pairs = [
         (statement, question)
         for own, near in zip(drafts, said, strict=True)

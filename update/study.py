@@ -99,7 +99,7 @@ def questions_of(
     drafts = []
     for fact, own in zip(facts, written, strict=True):
         asked = [*filter(None, map(tidy_question, own)), *frames.questions(wording.sentences(fact.said)[-1])]
-        drafts.append([question for question in dict.fromkeys(asked) if not gives_away(question, fact)])
+        drafts.append([q for q in dict.fromkeys(asked) if is_about(q, fact) and not gives_away(q, fact)])
     return [
         sorted(own, key=lambda question: -own[question])[:ASKED]
         for own in answered(tutor, [fact.said for fact in facts], drafts)
@@ -126,6 +126,13 @@ def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]])
         {q: odds[i, q][i] for q in own if odds[i, q][i] >= max(ANSWERED, *odds[i, q].values())}
         for i, own in enumerate(drafts)
     ]
+
+
+def is_about(question: str, fact: Fact) -> bool:
+    """Whether it asks for the fact: what names neither the user nor the fact's news, anyone might ask."""
+    named = any(word in question.lower() for word in fact.surprising)
+    shared = not wording.has_first_person(fact.said) and bool(wording.stems(question) & wording.stems(fact.said))
+    return wording.has_first_person(question) or named or shared
 
 
 def gives_away(question: str, fact: Fact) -> bool:

@@ -41,6 +41,7 @@ from engrain.update import clauses, frames
             "News: my aunt Ida moved to Bern, she keeps goats.",
             ["News: my aunt Ida moved to Bern.", "My aunt keeps goats."],
         ),
+        ("My desk moved: it is number 20 now.", ["My desk moved: it is number 20 now."]),
         ("Ugh, the train to Bern was late.", ["The train to Bern was late."]),
         ("My goat eats at night, she insists.", ["My goat eats at night, she insists."]),
     ],
