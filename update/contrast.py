@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from engrain.update import wording
-from engrain.update.study import tidy_question
+from engrain.update.study import might_answer, tidy_question
 from engrain.update.tutor import Tutor
 
 DRAFTS = 8  # for each statement
@@ -22,16 +22,17 @@ def untold_questions(tutor: Tutor, said: Sequence[str], told: Sequence[str], see
 
     told: all that was ever said; `said` is of it.
     """
-    stems = {each: wording.stems(each) for each in told}
+    told = list(dict.fromkeys(told))  # a fact is told once for each lesson of it
+    stems, places = [wording.stems(each) for each in told], {each: i for i, each in enumerate(told)}
     drafts = [
         [q for q in map(tidy_question, own) if q and (wording.has_first_person(q) or stems[near] & wording.stems(q))]
-        for own, near in zip(tutor.not_told(said, DRAFTS, seed), said, strict=True)
+        for own, near in zip(tutor.not_told(said, DRAFTS, seed), map(places.__getitem__, said), strict=True)
     ]
     pairs = [
-        (statement, question)
+        (told[i], question)
         for own, near in zip(drafts, said, strict=True)
         for question in own
-        for statement in dict.fromkeys((near, *(t for t, each in stems.items() if each & wording.stems(question))))
+        for i in might_answer(question, places[near], stems)
     ]
     told_of = {q for (_, q), (odds, _) in zip(pairs, tutor.judged(pairs), strict=True) if odds > _OPEN}
     return list(dict.fromkeys(q for row in zip_longest(*drafts) for q in row if q and q not in told_of))

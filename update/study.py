@@ -106,18 +106,19 @@ def questions_of(
     ]
 
 
+def might_answer(question: str, near: int, stems: Sequence[set[str]]) -> list[int]:
+    """Which statements to ask the tutor about: the one that it is near, and those that share a word (their stems)."""
+    own = wording.stems(question)
+    return list(dict.fromkeys((near, *(i for i, each in enumerate(stems) if each & own))))
+
+
 def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
     """Of each statement's drafts those that it answers, and no other statement better; with the log-odds in nats.
 
     Others are asked only if they share a word with the question.
     """
     stems = [wording.stems(each) for each in said]
-    pairs = [
-        (i, question, j)
-        for i, own in enumerate(drafts)
-        for question in own
-        for j in dict.fromkeys((i, *(j for j, each in enumerate(stems) if each & wording.stems(question))))
-    ]
+    pairs = [(i, q, j) for i, own in enumerate(drafts) for q in own for j in might_answer(q, i, stems)]
     odds: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
     judged = tutor.judged([(said[j], question) for _, question, j in pairs])
     for (i, question, j), (verdict, _) in zip(pairs, judged, strict=True):
