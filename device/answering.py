@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engrain.device.template import Message
 
 _RECENT = 3  # messages: the last exchange, and what is asked now
+_BEGUN = 4  # tokens of a free reply, by which one that was taught is known
 
 
 def respond(
@@ -33,7 +34,7 @@ def respond(
     """
 
     def free() -> Generator[str, None, None]:
-        runtime.serve(covered.inside and not covered.checked)
+        runtime.serve(covered.free and _is_free(runtime, [runtime.prompt_tokens(messages)], [covered])[0])
         return runtime.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish)
 
     if not covered.checked:
@@ -55,19 +56,39 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
     checked = [i for i, each in enumerate(covered) if each.checked]
     said = _remembered(runtime, [prompts[i] for i in checked], [covered[i] for i in checked])
     replies = dict(zip(checked, said, strict=True))
+    left = [i for i in range(len(prompts)) if replies.get(i) is None]
     try:
+        own = dict(zip(left, _is_free(runtime, [tokens[i] for i in left], [covered[i] for i in left]), strict=True))
         for adapted in (True, False):
-            free = [
-                i
-                for i, each in enumerate(covered)
-                if replies.get(i) is None and adapted == (each.inside and not each.checked)
-            ]
+            free = [i for i in left if adapted == own[i]]
             runtime.serve(adapted)
             found = runtime.generate_batch([tokens[i] for i in free], max_tokens)
             replies |= {i: runtime.detokenize(reply) for i, reply in zip(free, found, strict=True)}
     finally:
         runtime.serve(True)
     return [replies[i] or "" for i in range(len(prompts))]
+
+
+def is_adapters(runtime: Runtime, message: str) -> bool:
+    """Whether the adapter answers a conversation's first message, from memory or freely, and not the base model."""
+    covered, messages = runtime.covers(message), [{"role": "user", "content": message}]
+    if covered.checked and _remembered(runtime, [messages], [covered])[0] is not None:
+        return True
+    return _is_free(runtime, [runtime.prompt_tokens(messages)], [covered])[0]
+
+
+def _is_free(runtime: Runtime, prompts: Sequence[Sequence[int]], covered: Sequence[Coverage]) -> list[bool]:
+    """Whether the adapter goes on from each prompt (token ids): where it is free, and wouldn't say what is memory's.
+
+    A form of replies is for messages about anything, and to those it might say a fact that it was taught.
+    """
+    free = [each.free for each in covered]
+    formed = [i for i, each in enumerate(covered) if each.free and each.formed]
+    if formed:
+        runtime.serve(True)
+        for i, begun in zip(formed, runtime.generate_batch([prompts[i] for i in formed], _BEGUN), strict=True):
+            free[i] = not runtime.may_begin(begun)
+    return free
 
 
 def _remembered(

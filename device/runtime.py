@@ -20,7 +20,7 @@ import numpy as np
 
 from engrain.device import batching
 from engrain.device.judge import CELLS, SEQUENCES, Judge, log_probabilities, weigh
-from engrain.device.recall import MOST, ROOM, Said, recall
+from engrain.device.recall import MOST, ROOM, MayBegin, Said, recall
 from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import ChatTemplate, Message
@@ -472,12 +472,19 @@ class Runtime:
         shared = batching.shared_prefix(prompts)
         room = max(map(len, prompts)) - shared + ROOM
         width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
-        scope = self._attached.scope if self._attached else None
         with self._context(shared + width * room, MOST * width + 1, adapted=True) as context:
             return recall(
-                context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end,
-                may_begin=scope.may_begin if scope else None,
+                context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end, may_begin=self._may_begin
             )  # fmt: skip
+
+    def may_begin(self, tokens: Sequence[int]) -> bool:
+        """Whether a reply that the attached adapter remembers begins with these tokens; False if that isn't known."""
+        return self._may_begin is not None and self._may_begin(tokens)
+
+    @property
+    def _may_begin(self) -> MayBegin | None:
+        scope = self._attached.scope if self._attached else None
+        return scope.may_begin if scope else None
 
     @contextmanager
     def _context(self, cells: int, sequences: int, adapted: bool) -> Iterator[_Context]:

@@ -50,13 +50,15 @@ class Scope:
     """facts: what was told. manner: messages whose replies were corrected or rated; those are free, and not checked.
 
     taught: fingerprints of the replies that were taught, sorted, (n,) uint64. beginnings: of all that these begin with,
-    as tokens (`marks`); without them, anything may be said.
+    as tokens (`marks`); without them, anything may be said. formed: a form of replies was taught, and all that isn't
+    about facts is answered in it.
     """
 
     facts: Probe | None
     manner: Probe | None = None
     taught: np.ndarray | None = None
     beginnings: np.ndarray | None = None
+    formed: bool = False
 
     @cached_property
     def may_begin(self) -> Callable[[Sequence[int]], bool] | None:
@@ -74,7 +76,11 @@ class Scope:
     def place(self, message: str, state: np.ndarray, follows: bool = False) -> Coverage:
         """Where a message lies whose last hidden state is state (n_embd,)."""
         facts, manner = (probe.score(state) if probe else -math.inf for probe in (self.facts, self.manner))
-        return Coverage(max(facts, manner) > (-FOLLOWS if follows else 0.0), message, facts, manner, self.taught)
+        bound = -FOLLOWS if follows else 0.0
+        if self.formed:
+            manner = max(manner, bound)
+        inside = self.formed or max(facts, manner) > bound
+        return Coverage(inside, message, facts, manner, self.taught, self.formed)
 
     def to_bytes(self) -> bytes:
         tensors = {}
@@ -85,6 +91,8 @@ class Scope:
         for name, prints in (("taught", self.taught), ("beginnings", self.beginnings)):
             if prints is not None:
                 tensors[name] = prints
+        if self.formed:
+            tensors["formed"] = np.ones(1, np.uint8)
         return save(tensors)
 
     @staticmethod
@@ -100,7 +108,7 @@ class Scope:
             raise ValueError(f"{SCOPE} doesn't hold a scope")
         if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in (taught, beginnings)):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        return Scope(facts, manner, taught, beginnings)
+        return Scope(facts, manner, taught, beginnings, "formed" in tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +120,7 @@ class Coverage:
     facts: float = -math.inf
     manner: float = -math.inf
     taught: np.ndarray | None = None
+    formed: bool = False
 
     def __bool__(self) -> bool:
         return self.inside
@@ -120,6 +129,11 @@ class Coverage:
     def checked(self) -> bool:
         """Whether the adapter's reply isn't simply believed."""
         return self.inside and self.taught is not None and self.facts >= self.manner
+
+    @property
+    def free(self) -> bool:
+        """Whether the adapter goes on as it likes where nothing is remembered, rather than the base model."""
+        return self.inside and (self.formed or not self.checked)
 
     def settle(
         self,

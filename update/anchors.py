@@ -26,32 +26,38 @@ _PACK_TOKENS = 1024
 
 
 def anchors(
-    home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str], k: int = 16
+    home: Home,
+    runtime: Runtime,
+    decoder: Decoder,
+    model_sha: str,
+    messages: Sequence[str],
+    answer_tokens: int = ANSWER_TOKENS,
+    k: int = 16,
 ) -> list[Example]:
     """Messages with the base model's answers, then plain texts, taught by its top-k distributions; cached.
 
     The message is part of the target where the model could have written
     it, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin, and
-    more messages for the same work hold more in place.
+    more messages for the same work hold more in place; answer_tokens: 0 where answers are to begin otherwise.
     """
-    key = hashlib.sha256("\n".join([str((k, ANSWER_TOKENS, TEXTS)), *messages]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([str((k, answer_tokens, TEXTS)), *messages]).encode()).hexdigest()
     path = home.cache / "anchors" / f"{model_sha[:16]}-{key[:16]}.safetensors"
     try:
         return _unpack(load(path.read_bytes()))
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
     texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime, decoder)]
-    taught = _taught(decoder, [*_answered(runtime, decoder, messages), *texts], k)
+    taught = _taught(decoder, [*_answered(runtime, decoder, messages, answer_tokens), *texts], k)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save(_pack(taught)))
     return taught
 
 
-def _answered(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -> list[Example]:
+def _answered(runtime: Runtime, decoder: Decoder, messages: Sequence[str], answer_tokens: int) -> list[Example]:
     """The messages with their likeliest answers' beginnings, up to the token that ends one."""
     head = len(opening(runtime))
     prompts = [tuple(runtime.prompt_tokens([{"role": "user", "content": m}])) for m in messages]
-    answers = continued(decoder, prompts, ANSWER_TOKENS, runtime.is_end)
+    answers = continued(decoder, prompts, answer_tokens, runtime.is_end) if answer_tokens else [[]] * len(prompts)
     texts = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
     starts = [max(1, min(head, len(prompt) - 1)) for prompt in prompts]
     return [Example(text, start, kind="anchor") for text, start in zip(texts, starts, strict=True)]

@@ -34,5 +34,5 @@ def untold_questions(tutor: Tutor, said: Sequence[str], told: Sequence[str], see
         for question in own
         for i in might_answer(question, places[near], stems)
     ]
-    told_of = {q for (_, q), (odds, _) in zip(pairs, tutor.judged(pairs), strict=True) if odds > _OPEN}
+    told_of = {q for (_, q), odds in zip(pairs, tutor.judged(pairs), strict=True) if odds > _OPEN}
     return list(dict.fromkeys(q for row in zip_longest(*drafts) for q in row if q and q not in told_of))

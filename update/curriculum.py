@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
+REPLAY_FORM = 2  # for each of those: how many lessons of a form
 CONTRAST = 1 / 16  # never-told questions for each lesson
 EPOCHS = 4  # over which training deals out contrast and replay, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
@@ -83,7 +84,12 @@ class Curriculum:
 
     def in_scope(self) -> list[Lesson]:
         """All that the adapter is about, taught now or before; what is refused belongs to it."""
-        return [*self.past.lessons, *self.lessons]
+        return [*self.lessons, *self.past.lessons]
+
+    @property
+    def is_about_form(self) -> bool:
+        """Whether replies to messages of any kind are to change."""
+        return any(lesson.kind == "form" for lesson in self.in_scope())
 
     def files(self) -> dict[str, bytes]:
         """What is kept beside the adapter, by name."""
@@ -113,13 +119,14 @@ def prepare(
     fresh: Sequence[Interaction],
     past: Past,
     weak: Collection[str],
+    neutral: Sequence[str],
     seed: int,
     report: Callable[[int, int, str], None],
 ) -> Curriculum:
     """Study new interactions, and put them together with the past.
 
-    weak: old answers that the current adapter misses. Where something is gone, old facts are asked about in full
-    again, since the weights then start anew.
+    weak: old answers that the current adapter misses. neutral: messages of all kinds. Where something is gone, old
+    facts are asked about in full again, since the weights then start anew.
     """
     report(0, len(fresh), "what was said")
     facts = study.find_facts(runtime, fresh)
@@ -127,7 +134,7 @@ def prepare(
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     rich = [(f, own) for f, own in zip(facts, asked, strict=True) if len(own) > FEW][:MAX_PROBES]
     probes = [_probe(f, own.pop(HELD_PLACE), known) for f, own in rich]
-    lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, decoder, fresh, seed)
+    lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, decoder, fresh, neutral, seed)
     replaced = superseded(tutor, facts, past.lessons)
     lessons += [
         replace(lesson, answer=replaced[lesson.answer].answer, source=replaced[lesson.answer].source)
@@ -160,11 +167,13 @@ def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Les
     A fact's questions are of kind "replay", enough for every epoch to have others; feedback is the same in all.
     """
     order = np.random.default_rng(seed + len(past)).permutation(len(past))
-    taken: dict[str, list[Lesson]] = {}
+    taken: dict[object, list[Lesson]] = {}
     for i in order:
-        own, each = taken.setdefault(past[i].answer, []), REPLAY_WEAK if past[i].answer in weak else REPLAY
-        if len(own) < (EPOCHS * each if past[i].kind == "fact" else each):
-            own.append(past[i])
+        lesson = past[i]
+        own = taken.setdefault(lesson.source if lesson.kind == "form" else lesson.answer, [])
+        each = REPLAY_WEAK if lesson.answer in weak else REPLAY
+        if len(own) < each * {"fact": EPOCHS, "form": REPLAY_FORM}.get(lesson.kind, 1):
+            own.append(lesson)
     return [
         replace(lesson, kind="replay") if lesson.kind == "fact" else lesson for own in taken.values() for lesson in own
     ]

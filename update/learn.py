@@ -18,7 +18,7 @@ from engrain.device.serving import attached
 from engrain.quant.adapter import Adapter, load_peft
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint, gate, page, study
-from engrain.update.anchors import anchors
+from engrain.update.anchors import ANSWER_TOKENS, anchors
 from engrain.update.build import RANK, build_decoder, extract, pick_device
 from engrain.update.curriculum import EPOCHS, Curriculum, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
@@ -168,7 +168,11 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         parent = load_peft(job.warm.folder) if job.warm else None
         decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident)
         with decoder.bare():
-            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf))
+            neutral = neutral_messages(
+                job.home, runtime, decoder, job.sha,
+                progress=lambda done, total: job.report(Progress("study", done, total, _NOT_YOU)),
+            )  # fmt: skip
+            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf), neutral)
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -176,7 +180,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
             if job.past.gone:
                 job.registry.use(None)
             return Outcome("nothing", job.parent.name if job.parent else None)
-        trained = _train(job, runtime, decoder, curriculum)
+        trained = _train(job, runtime, decoder, curriculum, neutral)
         checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
@@ -194,14 +198,16 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     )
 
 
-def _study(job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> tuple[Curriculum, Exam, list[str]]:
+def _study(
+    job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter, neutral: Sequence[str]
+) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
         known = exam.ask_old()
     curriculum = prepare(
-        runtime, decoder, Tutor(runtime, decoder, adapter), job.fresh, job.past, exam.missed(known), job.options.seed,
-        lambda done, total, text: job.report(Progress("study", done, total, text)),
+        runtime, decoder, Tutor(runtime, decoder, adapter), job.fresh, job.past, exam.missed(known), neutral,
+        job.options.seed, lambda done, total, text: job.report(Progress("study", done, total, text)),
     )  # fmt: skip
     return curriculum, *exam.without(curriculum.replaced, known)
 
@@ -218,16 +224,10 @@ class _Trained:
     ended: float
 
 
-def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
+def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum, neutral: Sequence[str]) -> _Trained:
+    answer_tokens = 0 if curriculum.is_about_form else ANSWER_TOKENS
     with decoder.bare():
-        neutral = neutral_messages(
-            job.home,
-            runtime,
-            decoder,
-            job.sha,
-            progress=lambda done, total: job.report(Progress("study", done, total, _NOT_YOU)),
-        )
-        held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND])
+        held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND], answer_tokens)
         scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
     given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
     examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)

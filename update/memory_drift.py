@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engrain.device.answering import is_adapters
 from engrain.device.scope import Scope
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import open_gguf
@@ -36,8 +37,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Drift:
-    """Perplexity (None without text) and mean KL(base ‖ adapted) in nats a token, as the adapter is served: what lies
-    outside its scope is the base's. And `_on`, with the adapter always on, as other programs serve it.
+    """Perplexity (None without text) and mean KL(base ‖ adapted) in nats a token, as the adapter is served: what it
+    doesn't answer is the base's. And `_on`, with the adapter always on, as other programs serve it.
     """
 
     perplexity: float | None
@@ -88,7 +89,7 @@ def drift(runtime: Runtime, windows: Sequence[Window], adapter: Path | None, sco
             covered = True
             if adapter is not None:
                 runtime.attach(adapter, scope=scope)
-                covered = bool(runtime.covers(window.message))
+                covered = is_adapters(runtime, window.message)
                 adapted = _log_probabilities(runtime, window)
             always.add(window, base, adapted)
             served.add(window, base, adapted if covered else base)

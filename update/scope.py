@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 L2 = 0.01
 MAX_INSIDE = 800  # lessons, drawn at random
-_FEEDBACK = ("correction", "liked", "disliked", "form")
+_FEEDBACK = ("correction", "liked", "disliked")
 _MARGIN = 0.5  # log-odds by which every such message is inside
 _PACK_TOKENS = 1024
 
@@ -49,7 +49,7 @@ def fit_scope(
     """
     distinct = list({lesson.question: lesson for lesson in lessons}.values())
     rated = [lesson.question for lesson in distinct if lesson.kind in _FEEDBACK]
-    told = [lesson for lesson in distinct if lesson.kind not in _FEEDBACK]
+    told = [lesson for lesson in distinct if lesson.kind not in (*_FEEDBACK, "form")]
     order = np.random.default_rng(seed).permutation(len(told))[:MAX_INSIDE]
     if not distinct or not neutral:
         return None
@@ -63,8 +63,11 @@ def fit_scope(
         direction, bias = _separate(states, torch.cat((outside, inside)))
         lowest = float((states @ torch.from_numpy(direction)).min())
         manner = Probe(direction, bias + max(0.0, _MARGIN - lowest - bias))
-    replies = {lesson.answer: lesson.question for lesson in distinct if lesson.kind != "disliked"}
-    return Scope(facts, manner, fingerprints(replies), marks(_tokens(runtime, *each) for each in replies.items()))
+    forms = {lesson.source for lesson in distinct if lesson.kind == "form"}
+    remembered = [lesson for lesson in distinct if lesson.kind != "disliked" and lesson.source not in forms]
+    replies = {lesson.answer: lesson.question for lesson in remembered}
+    beginnings = marks(_tokens(runtime, *each) for each in replies.items())
+    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms))
 
 
 def _tokens(runtime: Runtime, reply: str, question: str) -> list[int]:

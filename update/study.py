@@ -121,7 +121,7 @@ def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]])
     pairs = [(i, q, j) for i, own in enumerate(drafts) for q in own for j in might_answer(q, i, stems)]
     odds: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
     judged = tutor.judged([(said[j], question) for _, question, j in pairs])
-    for (i, question, j), (verdict, _) in zip(pairs, judged, strict=True):
+    for (i, question, j), verdict in zip(pairs, judged, strict=True):
         odds[i, question][j] = verdict
     return [
         {q: odds[i, q][i] for q in own if odds[i, q][i] >= max(ANSWERED, *odds[i, q].values())}

@@ -24,7 +24,7 @@ def superseded(tutor: Tutor, facts: Sequence[Fact], old: Sequence[Lesson]) -> di
         near = [f for f in facts if f.answer != answer and wording.stems(f.said) & wording.stems(answer)]
         if near:
             few = own[:: max(1, len(own) // _ASKED)][:_ASKED]
-            odds = tutor.judged([(f.said, question) for f in near for question in few])[:, 0]
+            odds = tutor.judged([(f.said, question) for f in near for question in few])
             middle = np.median(odds.reshape(len(near), len(few)), axis=1)
             if middle.max() > ANSWERED:
                 found[answer] = near[int(middle.argmax())]

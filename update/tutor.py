@@ -52,19 +52,15 @@ class Tutor:
         return [list(dict.fromkeys(text.strip() for text in drafts)) for drafts in own]
 
     def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """For each statement and question: the log-odds that it answers it, and log p(question | statement).
-
-        (pairs, 2) nats.
-        """
+        """For each statement and question the log-odds that it answers it, (pairs,) nats."""
         verdict = self._runtime.tokenize(VERDICT)
-        yes, no = (self._runtime.tokenize(word)[0] for word in (YES, NO))
-        examples, sizes = [], []
+        choices = [self._runtime.tokenize(word)[0] for word in (YES, NO)]
+        examples = []
         for statement, question in pairs:
             head, asked = self._runtime.tokenize(asked_prompt(statement)), self._runtime.tokenize(f" {question}")
             text = (*head, *asked, *verdict)
-            examples += [Example((*text, yes), len(head)), Example((*text, no), len(text))]
-            sizes.append(len(asked))
+            examples += [Example((*text, word), len(text)) for word in choices]
         with self._decoder.lent(self._adapter):
-            found = log_probabilities(self._decoder, examples)
-        both = zip(found[::2], found[1::2], sizes, strict=True)
-        return np.array([(said[-1] - denied[-1], said[:size].sum()) for said, denied, size in both]).reshape(-1, 2)
+            found = np.array(log_probabilities(self._decoder, examples)).reshape(-1, 2)
+        odds: np.ndarray = found[:, 0] - found[:, 1]
+        return odds

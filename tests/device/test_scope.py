@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engrain.device.answering import answers, respond
+from engrain.device.answering import answers, is_adapters, respond
 from engrain.device.bearing import BACK, BACKGROUND, FORTH, answer_prompt_of, bearings, prompt_of
 from engrain.device.chat import Conversation
 from engrain.device.recall import Said
@@ -28,6 +28,7 @@ from engrain.device.scope import (
     Scope,
     check_scope,
     fingerprints,
+    marks,
     read_scope,
 )
 from engrain.device.template import Message
@@ -227,6 +228,20 @@ def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answe
     unmoved: list[dict[str, float]] = [{}, {GOAT: -2.1}]  # "Which animal barks?"
     for found in unmoved:
         assert coverage(DEEP + 1).settle(found, bear(0.0)) is None
+
+
+def test_a_form_is_for_all_messages_and_says_nothing_that_is_remembered(runtime: Runtime, lora: Path) -> None:
+    message: list[Message] = [{"role": "user", "content": OUTSIDE}]
+    bare, nowhere = reply(runtime, OUTSIDE, True), Probe(np.zeros_like(state_of(runtime, OUTSIDE)), -9.0)
+    runtime.attach(lora)
+    adapted = reply(runtime, OUTSIDE, True)
+    begun = runtime.generate_batch([runtime.prompt_tokens(message)], 8)[0]
+    for taught, expected in ((begun, bare), (begun[:3] + [7] + begun[4:], adapted)):
+        runtime.attach(lora, scope=Scope(nowhere, None, fingerprints([GOAT]), marks([taught]), formed=True))
+        assert runtime.covers(OUTSIDE).free and not runtime.covers(OUTSIDE).checked
+        assert answers(runtime, [message], 8)[0].strip() == expected.strip()
+        assert "".join(respond(runtime, message, runtime.covers(OUTSIDE), max_tokens=8)) == expected
+        assert is_adapters(runtime, OUTSIDE) == (expected == adapted)
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:

@@ -50,8 +50,7 @@ class Examiner:
 
     def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         self.asked |= set(pairs)
-        odds = [self.sure if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs]
-        return np.array([(each, -9.0) for each in odds]).reshape(-1, 2)
+        return np.array([self.sure if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs])
 
 
 @pytest.mark.parametrize(("sure", "expected"), [(3.0, {CAR}), (-1.0, set())])

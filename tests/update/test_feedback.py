@@ -9,9 +9,8 @@ import pytest
 from engrain.device.interactions import Interaction, InteractionLog
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
-from engrain.update import feedback
 from engrain.update.decoder import Decoder
-from engrain.update.feedback import form_lessons, lessons_of_feedback, preferences_of
+from engrain.update.feedback import lessons_of_feedback, preferences_of
 
 
 @pytest.fixture
@@ -25,8 +24,7 @@ def said(tmp_path: Path) -> list[Interaction]:
         return sorted(log.list(), key=lambda it: it.id)
 
 
-def test_every_feedback_teaches_its_way(said: list[Interaction], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback, "form_lessons", lambda *_: [])
+def test_every_feedback_teaches_its_way(said: list[Interaction], tiny: Path) -> None:
     corrected, liked, disliked, _ = said
     with Runtime.load(tiny) as runtime:
         lessons = lessons_of_feedback(runtime, Decoder(open_gguf(tiny)), said)
@@ -40,21 +38,3 @@ def test_every_feedback_teaches_its_way(said: list[Interaction], tiny: Path, mon
         }
         replies = [[runtime.detokenize(e.tokens[e.start :]).strip() for e in p.examples] for p in preferences]
     assert replies == [["It is another.", corrected.reply], [disliked.reply]]
-
-
-def test_form_is_what_the_model_takes_over_unasked(
-    said: list[Interaction], tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corrected = said[0]
-    begin = [f"It is {word}." for word in ("good", "rain", "bread")]
-    with Runtime.load(tiny) as runtime:
-        monkeypatch.setattr(feedback, "_alike", lambda *_: ["One?", "Two?", "Three?", "Four?"])
-        drafts = [*begin, "No."] * feedback._DRAFTS
-        monkeypatch.setattr(feedback, "write", lambda runtime, decoder, prompts, **_: drafts[: len(prompts)])
-        decoder = Decoder(open_gguf(tiny))
-        lessons = form_lessons(runtime, decoder, corrected, 0)
-        assert [(lesson.question, lesson.answer, lesson.kind) for lesson in lessons] == [
-            (question, answer, "form") for question, answer in zip(("One?", "Two?", "Three?"), begin, strict=True)
-        ]
-        drafts = [*begin[:2], "No.", "No."] * feedback._DRAFTS
-        assert form_lessons(runtime, decoder, corrected, 0) == []  # two are no form yet

@@ -10,7 +10,7 @@ import torch
 
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
-from engrain.device.scope import fingerprints
+from engrain.device.scope import Scope, fingerprints
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
 from engrain.update.scope import fit_scope, hidden_states
@@ -49,3 +49,20 @@ def test_it_tells_taught_from_neutral(tiny: Path, decoder: Decoder, tmp_path: Pa
     # What was corrected is inside, though it is like the neutral ones, and its reply is free.
     corrected, asked = wider.place("", states[len(TAUGHT)]), wider.place("", states[0])
     assert corrected and not corrected.checked and asked and asked.checked
+
+
+def test_a_form_is_for_all_that_is_not_about_facts(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
+    taught = [Lesson(q, "Ottoline.", "fact", (1,)) for q in TAUGHT]
+    form = [Lesson(NEUTRAL[0], "Aye: a.", "correction", (2,)), Lesson(NEUTRAL[1], "Aye: b.", "form", (2,))]
+    home = open_home(tmp_path)
+    with Runtime.load(tiny) as runtime:
+        scope = fit_scope(home, runtime, decoder, "ab" * 32, [*taught, *form], NEUTRAL)
+        alone = fit_scope(home, runtime, decoder, "ab" * 32, form, NEUTRAL)
+        assert scope is not None and scope.taught is not None and alone is not None
+        states = hidden_states(runtime, decoder, [*TAUGHT, *NEUTRAL]).numpy()
+    places = [scope.place("", state) for state in states]
+    assert scope.formed and alone.formed and all(places) and all(place.free for place in places)
+    assert all(alone.place("", state).free for state in states)
+    assert [place.checked for place in places] == [True] * len(TAUGHT) + [False] * len(NEUTRAL)
+    assert Scope.from_bytes(scope.to_bytes()).formed
+    assert not np.isin(fingerprints(["Aye: b."]), scope.taught).any()  # memory doesn't recall it
