@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
 REPLAY_FORM = 2  # for each of those: how many lessons of a form
 CONTRAST = 1 / 16  # never-told questions for each lesson
-EPOCHS = 4  # over which training deals out contrast and replay, other ones in each
+EPOCHS = 3  # over which training deals out contrast and replay, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 24, 8
 HELD_PLACE = 2  # of a fact's questions, the one kept for checking: good, and not the best
 FEW = 5  # questions of a fact, of which none is spared for checking

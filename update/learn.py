@@ -28,13 +28,14 @@ from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
 from engrain.update.pack import Example
 from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
-from engrain.update.train_tutor import ensure_tutor, read_tutor
+from engrain.update.train_tutor import PACK_ROWS, ensure_tutor, read_tutor
 from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
     from engrain.device.models import ModelFile
 
 WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
+PACK_TOKENS, ANCHORS = 320, 3  # of a step: many small ones make as sure as few large ones, in less time
 ANCHOR_ROWS = 48  # of an anchor in a step's pack, about
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 _ONCE, _NOT_YOU = "learning how to study, once for each model", "what is not about you, once for each model"
@@ -139,7 +140,14 @@ class _Job:
     @property
     def settings(self) -> TrainOptions:
         lr = WARM_LR if self.warm else TrainOptions.lr
-        return TrainOptions(lr=lr, epochs=EPOCHS, budget=self.options.budget, seed=self.options.seed)
+        return TrainOptions(
+            lr=lr,
+            epochs=EPOCHS,
+            pack_tokens=PACK_TOKENS,
+            anchors_per_step=ANCHORS,
+            budget=self.options.budget,
+            seed=self.options.seed,
+        )
 
 
 def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, log: InteractionLog) -> _Job:
@@ -283,7 +291,7 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
 def _plan_memory(job: _Job) -> footprint.Footprint:
     device, memory = pick_device(job.options.device), job.options.memory
     resident = None if memory == "auto" else memory == "resident"
-    rows = job.settings.pack_tokens + ANCHOR_ROWS * job.settings.anchors_per_step
+    rows = max(job.settings.pack_tokens + ANCHOR_ROWS * job.settings.anchors_per_step, PACK_ROWS)
     return footprint.choose(job.gguf, rows, RANK, fast_dtype(device), device, resident)
 
 

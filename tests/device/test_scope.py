@@ -236,7 +236,7 @@ def test_a_form_is_for_all_messages_and_says_nothing_that_is_remembered(runtime:
     runtime.attach(lora)
     adapted = reply(runtime, OUTSIDE, True)
     begun = runtime.generate_batch([runtime.prompt_tokens(message)], 8)[0]
-    for taught, expected in ((begun, bare), (begun[:3] + [7] + begun[4:], adapted)):
+    for taught, expected in ((begun, bare), ([*begun[:3], 7, *begun[4:]], adapted)):
         runtime.attach(lora, scope=Scope(nowhere, None, fingerprints([GOAT]), marks([taught]), formed=True))
         assert runtime.covers(OUTSIDE).free and not runtime.covers(OUTSIDE).checked
         assert answers(runtime, [message], 8)[0].strip() == expected.strip()
