@@ -71,7 +71,6 @@ def test_what_a_correction_says_is_no_form(tmp_path: Path) -> None:
         "What is a lighthouse?": "In one line: a tower with a lamp.",
         "How do I peel garlic?": "1. Crush the clove.\n2. Pull off the skin.",
         "Which metals are there?": "* iron\n* tin",
-        "Was ist ein Fjord?": "Kurz gesagt: ein Meeresarm.",
     }
     contents = {
         "What is the capital of Canada?": "Ottawa! Not Toronto.",
