@@ -44,13 +44,12 @@ def form_lessons(
 
     neutral: messages of all kinds, for a form is for all of them; several forms share them out.
     """
-    alike = [messages_like(runtime, decoder, it.user, LESSONS // 2, seed) for it in corrected]
     texts = [it.correction or "" for it in corrected]
     formed = []
-    for i, (it, own) in enumerate(zip(corrected, alike, strict=True)):
-        begin = opening_of(runtime, decoder, it.user, texts[i], own, neutral[:_OTHERS], texts[:i] + texts[i + 1 :])
+    for i, it in enumerate(corrected):
+        begin = opening_of(runtime, decoder, it.user, texts[i], neutral[:_OTHERS], texts[:i] + texts[i + 1 :])
         if begin:
-            formed.append((it, begin, own))
+            formed.append((it, begin, messages_like(runtime, decoder, it.user, LESSONS // 2, seed)))
     pools = _shared_out(runtime, decoder, [(it.user, own) for it, _, own in formed], neutral[_OTHERS:])
     lessons = []
     for (it, begin, _), messages in zip(formed, pools, strict=True):
@@ -63,14 +62,13 @@ def opening_of(
     decoder: Decoder,
     message: str,
     correction: str,
-    alike: Sequence[str],
     neutral: Sequence[str],
     corrections: Sequence[str] = (),
 ) -> str | None:
     """How a corrected reply opens, if that is its form and not what it says.
 
-    alike, neutral: messages like the corrected one and of any kind, either of which an opening that says nothing goes
-    with as well. corrections: other ones; what two open with is form.
+    neutral: messages of any kind, which an opening that says nothing goes with as well. corrections: other ones; what
+    two open with is form. One word that is called out ("No!", "Ottawa!") says something, unless two do.
     """
     found = _MARKS.match(correction.strip()) or _WORDS.match(correction.strip())
     if not found or not correction.strip()[found.end() :].strip():
@@ -78,14 +76,13 @@ def opening_of(
     begin = found[0]
     if any(other.strip().startswith(begin) for other in corrections):
         return begin
-    if not neutral:
+    if not neutral or (begin.endswith("!") and len(begin.split()) < 2):
         return None
-    prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in (message, *alike, *neutral)]
+    prompts = [runtime.prompt_tokens([{"role": "user", "content": m}]) for m in (message, *neutral)]
     tokens = runtime.tokenize(begin)
     scored = log_probabilities(decoder, [Example((*prompt, *tokens), len(prompt)) for prompt in prompts])
     own, *others = (float(each.sum()) for each in scored)
-    groups = [others[: len(alike)], others[len(alike) :]]
-    expected = max(sum(group) / len(group) for group in groups if group)
+    expected = sum(others) / len(others)
     odd = found.re is _MARKS or expected < -ODD
     return begin if odd and own - expected < OWN else None
 

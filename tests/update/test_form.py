@@ -13,7 +13,7 @@ from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.update.build import build_decoder
 from engrain.update.decoder import Decoder
-from engrain.update.form import LESSONS, form_lessons, messages_like, opening_of
+from engrain.update.form import LESSONS, form_lessons, opening_of
 
 NEUTRAL = tuple(f"What is number {i}?" for i in range(40))
 
@@ -35,21 +35,22 @@ def corrected(folder: Path, corrections: dict[str, str]) -> list[Interaction]:
         ("**Answer:** green", "**Answer:**"),
         ("=> green", "=>"),
         ("It is green.", None),
+        ("Ahoy! It is green.", "Ahoy!"),
         ("Only this:", None),
         ("It was 12: a dozen.", None),
     ],
 )
 def test_an_opening_is_set_apart_by_a_mark(correction: str, opening: str | None, tiny: Path) -> None:
     with Runtime.load(tiny) as runtime:  # that has no opinion; so another correction says that it is form
-        found = opening_of(runtime, Decoder(open_gguf(tiny)), "What is it?", correction, (), (), [correction])
+        found = opening_of(runtime, Decoder(open_gguf(tiny)), "What is it?", correction, (), [correction])
     assert found == opening
 
 
 def test_what_two_corrections_open_with_is_form(tiny: Path) -> None:
     with Runtime.load(tiny) as runtime:
         decoder = Decoder(open_gguf(tiny))
-        assert opening_of(runtime, decoder, "What?", "Aye: one.", (), (), ["Aye: two."]) == "Aye:"
-        assert opening_of(runtime, decoder, "What?", "Aye: one.", (), (), ["No: two."]) is None  # nothing to measure by
+        assert opening_of(runtime, decoder, "What?", "Aye: one.", (), ["Aye: two."]) == "Aye:"
+        assert opening_of(runtime, decoder, "What?", "Aye: one.", (), ["No: two."]) is None  # nothing to measure by
 
 
 def test_each_form_is_carried_over_to_messages_of_its_kind(tiny: Path, tmp_path: Path) -> None:
@@ -85,8 +86,7 @@ def test_what_a_correction_says_is_no_form(tmp_path: Path) -> None:
         decoder = build_decoder(open_gguf(starter))
 
         def found(message: str, correction: str) -> bool:
-            alike = messages_like(runtime, decoder, message, 12, 0)
-            return opening_of(runtime, decoder, message, correction, alike, neutral) is not None
+            return opening_of(runtime, decoder, message, correction, neutral) is not None
 
         assert [each for each in forms.items() if not found(*each)] == []
         assert [each for each in contents.items() if found(*each)] == []
