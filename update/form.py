@@ -19,7 +19,7 @@ from engrain.update import wording
 from engrain.update.decoder import Decoder
 from engrain.update.generate import write
 from engrain.update.likelihood import log_probabilities
-from engrain.update.neutral import opening
+from engrain.update.neutral import messages_from
 from engrain.update.pack import Example
 from engrain.update.scope import hidden_states
 from engrain.update.study import Lesson
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 MAX_CORRECTIONS = 8  # whose form is looked for in one update
 LESSONS = 24  # of one form, half of them messages like the corrected one
 ODD, OWN = 6.0, 4.0  # nats: how unlike the model an opening is at least; how much likelier its own message makes it
-_OTHERS, _REPLY_TOKENS = 8, 40  # messages that an opening is measured against; of a reply
+_OTHERS = 8  # messages that an opening is measured against
+_MESSAGE_TOKENS, _REPLY_TOKENS = 20, 40
 _MARKS = re.compile(r"(?:[^\w\s]+|\d{1,2}[.)])(?=\s)")  # a list's, an arrow
 _WORDS = re.compile(r"[^\s\d]+(?:[ \t]+[^\s\d]+){0,5}?(?:(?<=[:!*_])(?=\s)|(?=\n))")  # up to a mark, or the line's end
 
@@ -89,13 +90,10 @@ def opening_of(
 
 def messages_like(runtime: Runtime, decoder: Decoder, message: str, count: int, seed: int) -> list[str]:
     """Other messages that begin with the message's first word or first few, as the model goes on from them."""
-    words, head = message.split(), opening(runtime)
+    words = message.split()
     starts = [" ".join(words[: 1 + i % min(3, len(words))]) for i in range(2 * count)]
-    prompts = [head + runtime.tokenize(start) for start in starts]
-    drafts = write(runtime, decoder, prompts, max_tokens=20, temperature=0.9, seed=seed, stop="\n?")
-    texts = [(start + draft).strip() for start, draft in zip(starts, drafts, strict=True)]
-    kept = [m for m in dict.fromkeys(texts) if ("?" in m) == ("?" in message) and m != message and len(m.split()) > 2]
-    return kept[:count]
+    texts = messages_from(runtime, decoder, starts, _MESSAGE_TOKENS, seed)
+    return [m for m in texts if ("?" in m) == ("?" in message) and m != message][:count]
 
 
 def replies_like(

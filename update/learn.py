@@ -28,7 +28,7 @@ from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
 from engrain.update.pack import Example
 from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
-from engrain.update.train_tutor import PACK_ROWS, ensure_tutor, read_tutor
+from engrain.update.train_tutor import ensure_tutor, read_tutor
 from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
 PACK_TOKENS, ANCHORS = 320, 3  # of a step: many small ones make as sure as few large ones, in less time
-# A form isn't taken up by three passes in small steps.
-FORM: dict[str, Any] = {"epochs": 4, "pack_tokens": 512, "anchors_per_step": 4}
 ANCHOR_ROWS = 48  # of an anchor in a step's pack, about
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 _ONCE, _NOT_YOU = "learning how to study, once for each model", "what is not about you, once for each model"
@@ -139,17 +137,11 @@ class _Job:
         ids = {i for lesson in self.past.lessons for i in lesson.source} | {i.id for i in self.fresh}
         return [i for i in self.everything if i.id in ids]
 
-    @property
-    def settings(self) -> TrainOptions:
+    def settings(self, form: bool) -> TrainOptions:
+        """A form isn't taken up by few passes in small steps: it is learned in the trainer's own."""
         lr = WARM_LR if self.warm else TrainOptions.lr
-        return TrainOptions(
-            lr=lr,
-            epochs=EPOCHS,
-            pack_tokens=PACK_TOKENS,
-            anchors_per_step=ANCHORS,
-            budget=self.options.budget,
-            seed=self.options.seed,
-        )
+        options = TrainOptions(lr=lr, budget=self.options.budget, seed=self.options.seed)
+        return options if form else replace(options, epochs=EPOCHS, pack_tokens=PACK_TOKENS, anchors_per_step=ANCHORS)
 
 
 def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, log: InteractionLog) -> _Job:
@@ -178,11 +170,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         parent = load_peft(job.warm.folder) if job.warm else None
         decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident)
         with decoder.bare():
-            neutral = neutral_messages(
-                job.home, runtime, decoder, job.sha,
-                progress=lambda done, total: job.report(Progress("study", done, total, _NOT_YOU)),
-            )  # fmt: skip
-            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf), neutral)
+            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf))
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -190,7 +178,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
             if job.past.gone:
                 job.registry.use(None)
             return Outcome("nothing", job.parent.name if job.parent else None)
-        trained = _train(job, runtime, decoder, curriculum, neutral)
+        trained = _train(job, runtime, decoder, curriculum)
         checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
@@ -208,13 +196,20 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     )
 
 
-def _study(
-    job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter, neutral: Sequence[str]
-) -> tuple[Curriculum, Exam, list[str]]:
+def _neutral(job: _Job, runtime: Runtime, decoder: Decoder) -> list[str]:
+    """Messages that aren't about the user, written once for each model."""
+    return neutral_messages(
+        job.home, runtime, decoder, job.sha,
+        progress=lambda done, total: job.report(Progress("study", done, total, _NOT_YOU)),
+    )  # fmt: skip
+
+
+def _study(job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
         known = exam.ask_old()
+    neutral = _neutral(job, runtime, decoder) if any(it.correction for it in job.fresh) else []  # for forms alone
     curriculum = prepare(
         runtime, decoder, Tutor(runtime, decoder, adapter), job.fresh, job.past, exam.missed(known), neutral,
         job.options.seed, lambda done, total, text: job.report(Progress("study", done, total, text)),
@@ -235,16 +230,17 @@ class _Trained:
     ended: float
 
 
-def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum, neutral: Sequence[str]) -> _Trained:
-    answer_tokens = 0 if curriculum.is_about_form else ANSWER_TOKENS
+def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
+    form = curriculum.is_about_form
+    answer_tokens, settings = 0 if form else ANSWER_TOKENS, job.settings(form)
     with decoder.bare():
+        neutral = _neutral(job, runtime, decoder)
         held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND], answer_tokens)
         scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
     given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
     examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
     began = time.monotonic()
     state, on_step = job.home.work / "learn", _progress_of(job.report)
-    settings = replace(job.settings, **FORM) if curriculum.is_about_form else job.settings
     done = train(decoder, examples, settings, held[HELD_ANCHORS:], preferences, state, on_step)
     candidate = Candidate(job.home, extract(decoder, job.gguf), scope)
     count = len(examples) + len(preferences)
@@ -296,7 +292,8 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
 def _plan_memory(job: _Job) -> footprint.Footprint:
     device, memory = pick_device(job.options.device), job.options.memory
     resident = None if memory == "auto" else memory == "resident"
-    rows = max(job.settings.pack_tokens + ANCHOR_ROWS * job.settings.anchors_per_step, PACK_ROWS)
+    largest = job.settings(form=True)
+    rows = largest.pack_tokens + ANCHOR_ROWS * largest.anchors_per_step
     return footprint.choose(job.gguf, rows, RANK, fast_dtype(device), device, resident)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -48,13 +48,25 @@ def neutral_messages(
     except (OSError, ValueError):
         pass
     starts = [*islice(cycle(_STARTS), OF_EVERY_KIND), *islice(cycle(_QUESTIONS), QUESTIONS)]
-    prompts = [opening(runtime) + runtime.tokenize(start) for start in starts]
-    drafts = write(runtime, decoder, prompts, _TOKENS, temperature=0.9, seed=seed, stop="\n?", progress=progress)
-    texts = dict.fromkeys((start + draft).strip() for start, draft in zip(starts, drafts, strict=True))
-    found = [text for text in texts if len(text.split()) > 2]
+    found = messages_from(runtime, decoder, starts, _TOKENS, seed, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, ensure_ascii=False))
     return found
+
+
+def messages_from(
+    runtime: Runtime,
+    decoder: Decoder,
+    starts: Sequence[str],
+    max_tokens: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Distinct messages of more than two words, as the model goes on from each beginning of one."""
+    prompts = [opening(runtime) + runtime.tokenize(start) for start in starts]
+    drafts = write(runtime, decoder, prompts, max_tokens, temperature=0.9, seed=seed, stop="\n?", progress=progress)
+    texts = dict.fromkeys((start + draft).strip() for start, draft in zip(starts, drafts, strict=True))
+    return [text for text in texts if len(text.split()) > 2]
 
 
 def neutral_texts(runtime: Runtime, decoder: Decoder, seed: int = 0) -> list[list[int]]:

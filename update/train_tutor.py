@@ -38,8 +38,7 @@ from engrain.update.pack import Example, Pack, pack_examples
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
 EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine schedule, steps
-ROWS_PER_STEP, PACK = 4, 2  # of the corpus; of these side by side
-PACK_ROWS = 704  # of a pack, about: what memory is planned for
+ROWS_PER_STEP, PACK = 4, 2  # of the corpus; side by side, about what a step of learning has (`footprint`)
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
 VERDICT_WEIGHT = 6.0  # of the one token that says yes or no, beside one of a question's
 BUDGET = 600.0  # seconds, in learning: larger models see less of the corpus, and need less of it
