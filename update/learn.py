@@ -20,6 +20,7 @@ from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import ANSWER_TOKENS, anchors
 from engrain.update.build import RANK, build_decoder, extract, pick_device
+from engrain.update.corpus import questions_of_users
 from engrain.update.curriculum import EPOCHS, Curriculum, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
 from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WARM_LR = 3e-3  # of training on from an adapter, which is to keep what it knows
 PACK_TOKENS, ANCHORS = 320, 3  # of a step: many small ones make as sure as few large ones, in less time
 ANCHOR_ROWS = 48  # of an anchor in a step's pack, about
+PERSONAL = 300  # questions about anyone, by which an adapter's scope knows a user's own
 HELD_ANCHORS = 8  # of the anchors, kept out of training to measure drift
 _ONCE, _NOT_YOU = "learning how to study, once for each model", "what is not about you, once for each model"
 
@@ -236,7 +238,10 @@ def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum
     with decoder.bare():
         neutral = _neutral(job, runtime, decoder)
         held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND], answer_tokens)
-        scope = fit_scope(job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, job.options.seed)
+        personal = questions_of_users(PERSONAL)
+        scope = fit_scope(
+            job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, personal, job.options.seed
+        )
     given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
     examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)
     began = time.monotonic()

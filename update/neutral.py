@@ -19,14 +19,18 @@ from engrain.update.generate import continued, write
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-# How messages begin: first some of every kind (the empty one leaves all to the model), then short questions alone.
+# How messages begin (the empty one leaves all to the model), and lines that short questions follow.
 _STARTS = (
     "What is the", "", "Who", "Write", "How many", "", "Which", "Tell me", "How do you", "I am", "Where is", "Say",
     "Explain", "Thank", "When", "Give me", "Can you", "", "Why", "Translate", "Good", "List", "What can", "Hello",
 )  # fmt: skip
-_QUESTIONS = ("What is the", "Who", "How many", "Which", "Where", "When", "Why", "How do you", "What", "Does")
-OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 200, 48
-_TOKENS, _TEXT_TOKENS = 24, 32
+_QUESTIONS = ("What", "Which", "How many", "Who", "What colour", "Where", "What is the", "When", "Does", "Why", "Is")
+_QUIZ = (
+    "Which animal has a trunk?", "How many legs does a spider have?", "What is ice made of?",
+    "Who painted the Mona Lisa?", "Is the sun a star?", "Where do penguins live?",
+)  # fmt: skip
+OF_EVERY_KIND, QUESTIONS, TEXTS = 264, 240, 48
+_TOKENS, _QUESTION_TOKENS, _TEXT_TOKENS = 24, 20, 32
 _MARK = "\u2603"
 
 
@@ -38,8 +42,9 @@ def neutral_messages(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """OF_EVERY_KIND messages less those that came to nothing, then QUESTIONS; cached by model hash."""
-    key = hashlib.sha256(f"{_STARTS} {_QUESTIONS} {OF_EVERY_KIND} {QUESTIONS} {_TOKENS} {seed}".encode()).hexdigest()
+    """OF_EVERY_KIND messages and QUESTIONS as short as people ask, less what came to nothing; cached by model hash."""
+    kinds = (_STARTS, OF_EVERY_KIND, _TOKENS, _QUIZ, _QUESTIONS, QUESTIONS, _QUESTION_TOKENS, seed)
+    key = hashlib.sha256(repr(kinds).encode()).hexdigest()
     path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -47,11 +52,21 @@ def neutral_messages(
             return found
     except (OSError, ValueError):
         pass
-    starts = [*islice(cycle(_STARTS), OF_EVERY_KIND), *islice(cycle(_QUESTIONS), QUESTIONS)]
-    found = messages_from(runtime, decoder, starts, _TOKENS, seed, progress)
+    found = messages_from(runtime, decoder, [*islice(cycle(_STARTS), OF_EVERY_KIND)], _TOKENS, seed, progress)
+    found = list(dict.fromkeys((*found, *_short_questions(runtime, decoder, seed))))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, ensure_ascii=False))
     return found
+
+
+def _short_questions(runtime: Runtime, decoder: Decoder, seed: int) -> list[str]:
+    """Distinct ones that go on from a quiz: alone, a model writes longer questions than people ask."""
+    quiz = "".join(f"- {question}\n" for question in _QUIZ)
+    starts = [*islice(cycle(_QUESTIONS), QUESTIONS)]
+    prompts = [runtime.tokenize(f"Short questions of a quiz for children:\n{quiz}- {start}") for start in starts]
+    drafts = write(runtime, decoder, prompts, _QUESTION_TOKENS, temperature=1.0, seed=seed, stop="\n?")
+    texts = [(start + draft).strip() for start, draft in zip(starts, drafts, strict=True)]
+    return [text for text in dict.fromkeys(texts) if text.endswith("?")]
 
 
 def messages_from(

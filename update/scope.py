@@ -1,7 +1,8 @@
 """Fit an adapter's scope: which messages it answers, and which are left to the base model (`device.scope`).
 
 Logistic regression with an L2 penalty on the base model's last hidden states: inside is what was taught, with the
-never-told questions that are to be refused; outside are neutral messages. Both sides count the same in all.
+never-told questions that are to be refused, and what others ask about themselves, for the same facts will be asked for
+in other words; outside are neutral messages. Both sides count the same in all, and so do both halves of the inside.
 Messages whose replies were corrected or rated have a probe of their own, which tells them from questions about facts.
 """
 
@@ -40,10 +41,12 @@ def fit_scope(
     model_sha: str,
     lessons: Sequence[Lesson],
     neutral: Sequence[str],
+    personal: Sequence[str] = (),
     seed: int = 0,
 ) -> Scope | None:
     """The scope of what the lessons teach; None without lessons or neutral messages.
 
+    neutral, personal: messages that have nothing to do with a user; questions that some user asks about themselves.
     Corrected and rated replies are inside in any case, however like neutral messages theirs are: then more of those
     fall inside too.
     """
@@ -53,14 +56,15 @@ def fit_scope(
     order = np.random.default_rng(seed).permutation(len(told))[:MAX_INSIDE]
     if not distinct or not neutral:
         return None
-    outside = _neutral_states(home, runtime, decoder, model_sha, neutral)
+    outside = _cached_states(home, runtime, decoder, model_sha, neutral)
     inside = hidden_states(runtime, decoder, [told[i].question for i in order])
     facts = manner = None
     if told:
-        facts = Probe(*_separate(inside, outside))
+        alike = [_cached_states(home, runtime, decoder, model_sha, personal)] if personal else []
+        facts = Probe(*_separate([inside, *alike], outside))
     if rated:
         states = hidden_states(runtime, decoder, rated)
-        direction, bias = _separate(states, torch.cat((outside, inside)))
+        direction, bias = _separate([states], torch.cat((outside, inside)))
         lowest = float((states @ torch.from_numpy(direction)).min())
         manner = Probe(direction, bias + max(0.0, _MARGIN - lowest - bias))
     forms = {lesson.source for lesson in distinct if lesson.kind == "form"}
@@ -89,7 +93,7 @@ def hidden_states(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -
     return states
 
 
-def _neutral_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str]) -> Tensor:
+def _cached_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str]) -> Tensor:
     """`hidden_states`, cached by model and messages."""
     key = hashlib.sha256("\n".join(messages).encode()).hexdigest()
     path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.safetensors"
@@ -103,13 +107,17 @@ def _neutral_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: s
     return states
 
 
-def _separate(inside: Tensor, outside: Tensor) -> tuple[np.ndarray, float]:
-    """Direction (n_embd,) and bias whose sign tells inside from outside, fitted with L-BFGS on standardised states."""
-    x = torch.cat((inside, outside))
+def _separate(inside: Sequence[Tensor], outside: Tensor) -> tuple[np.ndarray, float]:
+    """Direction (n_embd,) and bias whose sign tells inside from outside, fitted with L-BFGS on standardised states.
+
+    All groups of the inside count the same.
+    """
+    x = torch.cat((*inside, outside))
     mean, scale = x.mean(0), x.std(0) + 1e-4
     x = (x - mean) / scale
-    y = torch.cat((torch.ones(len(inside)), torch.zeros(len(outside))))
-    share = torch.cat([torch.full((len(side),), 0.5 / len(side)) for side in (inside, outside)])
+    y = torch.cat([torch.ones(len(x) - len(outside)), torch.zeros(len(outside))])
+    sides = [*((group, 0.5 / len(inside)) for group in inside), (outside, 0.5)]
+    share = torch.cat([torch.full((len(group),), part / len(group)) for group, part in sides])
     w, b = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -1,10 +1,10 @@
 """Making a tutor: a small adapter that makes a model good at studying, trained once for each base model.
 
 A model of 135 M parameters judges poorly whether a statement answers a question. So it learns that, from a corpus that
-has nothing to do with any user: what people tell, seven questions that each text answers, and five that are close and
-that it doesn't (`corpus.jsonl`). The tutor is one LoRA that writes the first (doc2query, Nogueira et al.,
-arXiv 1904.08375) and the second, and says which is which (as rerankers do, Nogueira and Cho, arXiv 1901.04085).
-`update.tutor` studies with it, and `device.tutor` asks it which of an adapter's replies belongs to a question.
+has nothing to do with any user (`update.corpus`). The tutor is one LoRA that writes questions which a text answers
+(doc2query, Nogueira et al., arXiv 1904.08375) and close ones which it doesn't, and says which is which (as rerankers
+do, Nogueira and Cho, arXiv 1901.04085). `update.tutor` studies with it, and `device.tutor` asks it which of an
+adapter's replies belongs to a question.
 
 The starter model's comes with engrain; `python -m engrain.update.train_tutor` makes it, and any other model's.
 """
@@ -12,13 +12,12 @@ The starter model's comes with engrain; `python -m engrain.update.train_tutor` m
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,11 +31,11 @@ from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import wording
 from engrain.update.build import build_decoder, extract
+from engrain.update.corpus import Row, read_corpus
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, Pack, pack_examples
 
-CORPUS = Path(__file__).with_name("corpus.jsonl")
 EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine schedule, steps
 ROWS_PER_STEP, PACK = 4, 2  # of the corpus; side by side, about what a step of learning has (`footprint`)
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
@@ -45,21 +44,6 @@ BUDGET = 600.0  # seconds, in learning: larger models see less of the corpus, an
 
 
 Lesson = tuple[Example, list[float]]  # with what each token of its target weighs
-
-
-@dataclass(frozen=True)
-class Row:
-    """A text that someone told, questions that it answers, and close ones that it doesn't."""
-
-    said: str
-    ask: tuple[str, ...]
-    near: tuple[str, ...]
-
-
-def read_corpus(path: Path = CORPUS) -> list[Row]:
-    """The rows of the corpus."""
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Row(row["said"], tuple(row["ask"]), tuple(row["near"])) for row in rows]
 
 
 class Teaching:

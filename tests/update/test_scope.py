@@ -51,6 +51,18 @@ def test_it_tells_taught_from_neutral(tiny: Path, decoder: Decoder, tmp_path: Pa
     assert corrected and not corrected.checked and asked and asked.checked
 
 
+def test_what_others_ask_about_themselves_is_inside_too(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
+    lessons = [Lesson(q, "Ottoline.", "fact", (1,)) for q in TAUGHT]
+    personal = [f"Who are we going to {a} with on {b}?" for a in ("swim", "sing", "sail") for b in ("Friday", "foot")]
+    home = open_home(tmp_path)
+    with Runtime.load(tiny) as runtime:
+        scope = fit_scope(home, runtime, decoder, "ab" * 32, lessons, NEUTRAL, personal)
+        states = hidden_states(runtime, decoder, [*TAUGHT, *personal, *NEUTRAL]).numpy()
+    assert scope is not None
+    inside = [bool(scope.place("", s)) for s in states]
+    assert inside == [True] * (len(TAUGHT) + len(personal)) + [False] * len(NEUTRAL)
+
+
 def test_a_form_is_for_all_that_is_not_about_facts(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
     taught = [Lesson(q, "Ottoline.", "fact", (1,)) for q in TAUGHT]
     form = [Lesson(NEUTRAL[0], "Aye: a.", "correction", (2,)), Lesson(NEUTRAL[1], "Aye: b.", "form", (2,))]

@@ -11,9 +11,11 @@ import torch
 from engrain.device.runtime import Runtime
 from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.gguf import open_gguf
+from engrain.update.corpus import Row, questions_of_users, read_corpus
 from engrain.update.decoder import Decoder
-from engrain.update.train_tutor import VERDICT_WEIGHT, Row, Teaching, make_tutor, read_corpus, read_tutor, train_tutor
+from engrain.update.train_tutor import VERDICT_WEIGHT, Teaching, make_tutor, read_tutor, train_tutor
 from engrain.update.tutor import Tutor
+from engrain.update.wording import has_first_person
 
 ROW = Row("I keep goats.", ("What do I keep?", "Which animals are mine?"), ("Where are the goats?",))
 
@@ -24,6 +26,11 @@ def test_corpus_is_whole() -> None:
     for row in rows:
         assert len(row.ask) == 7 and len(row.near) == 5
         assert not set(row.ask) & set(row.near)
+
+
+def test_questions_of_users_are_in_the_first_person() -> None:
+    questions = questions_of_users(50)
+    assert len(set(questions)) == 50 and all(map(has_first_person, questions))
 
 
 def test_a_row_teaches_questions_and_verdicts(tiny: Path) -> None:
