@@ -64,9 +64,8 @@ def _short_questions(runtime: Runtime, decoder: Decoder, seed: int) -> list[str]
     quiz = "".join(f"- {question}\n" for question in _QUIZ)
     starts = [*islice(cycle(_QUESTIONS), QUESTIONS)]
     prompts = [runtime.tokenize(f"Short questions of a quiz for children:\n{quiz}- {start}") for start in starts]
-    drafts = write(runtime, decoder, prompts, _QUESTION_TOKENS, temperature=1.0, seed=seed, stop="\n?")
-    texts = [(start + draft).strip() for start, draft in zip(starts, drafts, strict=True)]
-    return [text for text in dict.fromkeys(texts) if text.endswith("?")]
+    texts = _gone_on_from(runtime, decoder, starts, prompts, _QUESTION_TOKENS, 1.0, seed)
+    return [text for text in texts if text.endswith("?")]
 
 
 def messages_from(
@@ -79,9 +78,23 @@ def messages_from(
 ) -> list[str]:
     """Distinct messages of more than two words, as the model goes on from each beginning of one."""
     prompts = [opening(runtime) + runtime.tokenize(start) for start in starts]
-    drafts = write(runtime, decoder, prompts, max_tokens, temperature=0.9, seed=seed, stop="\n?", progress=progress)
-    texts = dict.fromkeys((start + draft).strip() for start, draft in zip(starts, drafts, strict=True))
+    texts = _gone_on_from(runtime, decoder, starts, prompts, max_tokens, 0.9, seed, progress)
     return [text for text in texts if len(text.split()) > 2]
+
+
+def _gone_on_from(
+    runtime: Runtime,
+    decoder: Decoder,
+    starts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Distinct lines: each start, in which its prompt (token ids) ends, with what the model writes after it."""
+    drafts = write(runtime, decoder, prompts, max_tokens, temperature, seed, stop="\n?", progress=progress)
+    return list(dict.fromkeys((start + draft).strip() for start, draft in zip(starts, drafts, strict=True)))
 
 
 def neutral_texts(runtime: Runtime, decoder: Decoder, seed: int = 0) -> list[list[int]]:
