@@ -19,6 +19,7 @@ from engrain.update import study, wording
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
 from engrain.update.feedback import lessons_of_feedback
+from engrain.update.reader import Reader
 from engrain.update.study import Fact, Lesson
 from engrain.update.supersede import superseded
 from engrain.update.tutor import Tutor
@@ -116,6 +117,7 @@ def prepare(
     runtime: Runtime,
     decoder: Decoder,
     tutor: Tutor,
+    reader: Reader,
     fresh: Sequence[Interaction],
     past: Past,
     weak: Collection[str],
@@ -128,8 +130,7 @@ def prepare(
     weak: old answers that the current adapter misses. neutral: messages of all kinds. Where something is gone, old
     facts are asked about in full again, since the weights then start anew.
     """
-    report(0, len(fresh), "what was said")
-    facts = study.find_facts(runtime, fresh)
+    facts = study.find_facts(runtime, reader, fresh, seed, lambda done, total: report(done, total, "what was said"))
     asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     rich = [(f, own) for f, own in zip(facts, asked, strict=True) if len(own) > FEW][:MAX_PROBES]

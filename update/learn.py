@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engrain.device import models
@@ -27,9 +28,10 @@ from engrain.update.exam import STRENGTHS, Candidate, Exam, weigh
 from engrain.update.feedback import preferences_of
 from engrain.update.neutral import OF_EVERY_KIND, neutral_messages
 from engrain.update.pack import Example
+from engrain.update.reader import Reader
+from engrain.update.schooling import READER, TUTOR, Subject, ensure
 from engrain.update.scope import fit_scope
 from engrain.update.train import Step, TrainOptions, train
-from engrain.update.train_tutor import ensure_tutor, read_tutor
 from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
@@ -164,15 +166,15 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     plan = _plan_memory(job)
     job.report(Progress("memory", 1, 1, str(plan)))
     with Runtime.load(job.model.path) as runtime:
-        path = ensure_tutor(
-            job.home, runtime, job.gguf, job.sha, job.options.device, plan.resident,
-            lambda done, total: job.report(Progress("study", done, total, _ONCE)),
-        )  # fmt: skip
+        path, tutor = _schooled(job, runtime, TUTOR, plan.resident)
+        _, reader = _schooled(job, runtime, READER, plan.resident)
         runtime.use_tutor(path)
         parent = load_peft(job.warm.folder) if job.warm else None
         decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident)
         with decoder.bare():
-            curriculum, exam, known = _study(job, runtime, decoder, read_tutor(path, job.gguf))
+            curriculum, exam, known = _study(
+                job, runtime, decoder, Tutor(runtime, decoder, tutor), Reader(runtime, decoder, reader)
+            )
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -198,6 +200,14 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
     )
 
 
+def _schooled(job: _Job, runtime: Runtime, subject: Subject, resident: bool) -> tuple[Path, Adapter]:
+    """The model's adapter for a subject, and where it lies."""
+    return ensure(
+        subject, job.home, runtime, job.gguf, job.sha, job.options.device, resident,
+        lambda done, total: job.report(Progress("study", done, total, _ONCE)),
+    )  # fmt: skip
+
+
 def _neutral(job: _Job, runtime: Runtime, decoder: Decoder) -> list[str]:
     """Messages that aren't about the user, written once for each model."""
     return neutral_messages(
@@ -206,14 +216,16 @@ def _neutral(job: _Job, runtime: Runtime, decoder: Decoder) -> list[str]:
     )  # fmt: skip
 
 
-def _study(job: _Job, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> tuple[Curriculum, Exam, list[str]]:
+def _study(
+    job: _Job, runtime: Runtime, decoder: Decoder, tutor: Tutor, reader: Reader
+) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
         known = exam.ask_old()
     neutral = _neutral(job, runtime, decoder) if any(it.correction for it in job.fresh) else []  # for forms alone
     curriculum = prepare(
-        runtime, decoder, Tutor(runtime, decoder, adapter), job.fresh, job.past, exam.missed(known), neutral,
+        runtime, decoder, tutor, reader, job.fresh, job.past, exam.missed(known), neutral,
         job.options.seed, lambda done, total, text: job.report(Progress("study", done, total, text)),
     )  # fmt: skip
     return curriculum, *exam.without(curriculum.replaced, known)

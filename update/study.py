@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.update import clauses, frames, wording
+from engrain.update import frames, wording
 from engrain.update.pack import Example
+from engrain.update.reader import Reader
 from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
@@ -52,9 +53,15 @@ def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Le
     return [Lesson(q, f.answer, "fact", f.source) for f, questions in pairs for q in dict.fromkeys(questions)]
 
 
-def find_facts(runtime: Runtime, interactions: Sequence[Interaction]) -> list[Fact]:
+def find_facts(
+    runtime: Runtime,
+    reader: Reader,
+    interactions: Sequence[Interaction],
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Fact]:
     """The statements in what the user said."""
-    told = clauses.told_in((it.conversation, it.user) for it in interactions)
+    told = reader.told([(it.conversation, it.user) for it in interactions], seed, progress)
     return [
         Fact(said, wording.to_second_person(said), surprising_words(runtime, said), (it.id,))
         for it, parts in zip(interactions, told, strict=True)

@@ -6,32 +6,23 @@ has nothing to do with any user (`update.corpus`). The tutor is one LoRA that wr
 do, Nogueira and Cho, arXiv 1901.04085). `update.tutor` studies with it, and `device.tutor` asks it which of an
 adapter's replies belongs to a question.
 
-The starter model's comes with engrain; `python -m engrain.update.train_tutor` makes it, and any other model's.
+`update.schooling` keeps the adapter.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from engrain.device import models
-from engrain.device.home import Home, open_home
 from engrain.device.runtime import Runtime
-from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt, tutor_path, user_tutor_path
-from engrain.quant.adapter import Adapter, load_gguf, save_gguf
-from engrain.quant.errors import EngrainError
-from engrain.quant.gguf import GGUFModel, open_gguf
+from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.update import wording
-from engrain.update.build import build_decoder, extract
-from engrain.update.corpus import Row, read_corpus
+from engrain.update.corpus import Row
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, Pack, pack_examples
@@ -40,8 +31,6 @@ EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine sc
 ROWS_PER_STEP, PACK = 4, 2  # of the corpus; side by side, about what a step of learning has (`footprint`)
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
 VERDICT_WEIGHT = 6.0  # of the one token that says yes or no, beside one of a question's
-BUDGET = 600.0  # seconds, in learning: larger models see less of the corpus, and need less of it
-
 
 Lesson = tuple[Example, list[float]]  # with what each token of its target weighs
 
@@ -89,7 +78,7 @@ def train_tutor(
     decoder: Decoder,
     rows: Sequence[Row],
     seed: int = 0,
-    budget: float = BUDGET,
+    budget: float = math.inf,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
     """Train the decoder's adapters to study, for EPOCHS or `budget` seconds -> the loss of each step, nats a token."""
@@ -130,68 +119,3 @@ def _steps(rows: Sequence[Row], rng: random.Random) -> Iterator[list[Row]]:
     for _ in range(EPOCHS):
         order = rng.sample(rows, len(rows))
         yield from (order[at : at + ROWS_PER_STEP] for at in range(0, len(order), ROWS_PER_STEP))
-
-
-def ensure_tutor(
-    home: Home,
-    runtime: Runtime,
-    gguf: GGUFModel,
-    sha: str,
-    device: str = "auto",
-    resident: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """The model's tutor; trained now if there is none that can be read."""
-    path = tutor_path(home, sha)
-    try:
-        if path and read_tutor(path, gguf):
-            return path
-    except EngrainError:
-        pass
-    return make_tutor(runtime, gguf, user_tutor_path(home, sha), device, resident, progress=progress)
-
-
-def make_tutor(
-    runtime: Runtime,
-    gguf: GGUFModel,
-    out: Path,
-    device: str = "auto",
-    resident: bool = True,
-    budget: float = BUDGET,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """Train a tutor for `budget` seconds at most, and write it as a GGUF LoRA."""
-    decoder = build_decoder(gguf, device, resident=resident)
-    train_tutor(runtime, decoder, read_corpus(), budget=budget, progress=progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_gguf(extract(decoder, gguf), out, half=True)
-    return out
-
-
-def read_tutor(path: Path, gguf: GGUFModel) -> Adapter:
-    """A tutor for PyTorch."""
-    return load_gguf(path, gguf.hyper.n_head, gguf.hyper.n_head_kv)
-
-
-def main() -> None:
-    """`python -m engrain.update.train_tutor MODEL.gguf`: train its tutor, and print where it lies."""
-    parser = argparse.ArgumentParser(description="Train a model's tutor, once.")
-    parser.add_argument("model", nargs="?", help="a GGUF, or the name of a known model; default: the one engrain uses")
-    parser.add_argument("--out", "-o", type=Path, help="a GGUF LoRA to write; default: where engrain finds it")
-    parser.add_argument("--minutes", type=float, default=60.0, help="at most; default: %(default)s")
-    options = parser.parse_args()
-    home = open_home()
-    chosen = models.resolve(home, options.model)
-    out = options.out or user_tutor_path(home, models.sha256(home, chosen.path))
-
-    def progress(done: int, total: int) -> None:
-        print(f"\rstep {done} of {total}", end="", file=sys.stderr, flush=True)
-
-    with Runtime.load(chosen.path) as runtime:
-        make_tutor(runtime, open_gguf(chosen.path), out, budget=60 * options.minutes, progress=progress)
-    print(file=sys.stderr)
-    print(out)
-
-
-if __name__ == "__main__":
-    main()

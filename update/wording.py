@@ -41,7 +41,7 @@ _REQUEST = frozenset(
     "whats whos wheres hows shall has have hi hello hey thanks thank ok okay bye yes no sure great good".split()
 )
 
-_STEM = 5  # letters by which words are taken to be the same one
+STEM = 5  # letters by which words are taken to be the same one
 
 
 def sentences(text: str) -> list[str]:
@@ -74,7 +74,7 @@ def content_words(text: str) -> list[str]:
 
 def stems(text: str) -> set[str]:
     """What content words begin with: enough to tell that two texts may share one."""
-    return {word[:_STEM] for word in content_words(text)}
+    return {word[:STEM] for word in content_words(text)}
 
 
 def is_statement(sentence: str) -> bool:

@@ -13,7 +13,8 @@ from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.gguf import open_gguf
 from engrain.update.corpus import Row, questions_of_users, read_corpus
 from engrain.update.decoder import Decoder
-from engrain.update.train_tutor import VERDICT_WEIGHT, Teaching, make_tutor, read_tutor, train_tutor
+from engrain.update.schooling import TUTOR, make, read_adapter
+from engrain.update.train_tutor import VERDICT_WEIGHT, Teaching, train_tutor
 from engrain.update.tutor import Tutor
 from engrain.update.wording import has_first_person
 
@@ -69,11 +70,11 @@ def test_it_learns_the_same_from_the_same_seed(tiny: Path) -> None:
 def test_the_tutor_at_study_is_the_one_that_serves(tiny: Path, tmp_path: Path) -> None:
     gguf, pairs = open_gguf(tiny), [("I keep goats.", "What do I keep?"), ("The sea is far.", "Who?")]
     with Runtime.load(tiny) as runtime:
-        path = make_tutor(runtime, gguf, tmp_path / "a" / "tutor.gguf", budget=2.0)
+        path = make(TUTOR, runtime, gguf, tmp_path / "a" / "tutor.gguf", budget=2.0)
         decoder = Decoder(gguf, rank=2, dtype=torch.float32)
         torch.nn.init.normal_(decoder.groups()[0].lora_b[0])
         own = [p.detach().clone() for group in decoder.groups() for p in group.parameters()]
-        tutor = Tutor(runtime, decoder, read_tutor(path, gguf))
+        tutor = Tutor(runtime, decoder, read_adapter(path, gguf))
         assert tutor.judged([]).shape == (0,)
         found = tutor.judged(pairs)
         drafts = tutor.asked([said for said, _ in pairs], 5), tutor.not_told([said for said, _ in pairs], 3)

@@ -1,0 +1,94 @@
+"""What a reader is taught, what of its statements is taken, and that its own adapter alone reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engrain.device.runtime import Runtime
+from engrain.quant.gguf import open_gguf
+from engrain.update import schooling
+from engrain.update.decoder import Decoder
+from engrain.update.reader import NEAR, Reader, Sentence, choose, is_grounded, read
+from engrain.update.schooling import READER, TUTOR, read_adapter
+from engrain.update.train_reader import read_conversations, to_lessons, train_reader
+
+BAND = Sentence("The bakery lets us rehearse there.", "We're called the Tin Herons.", 1)
+
+
+def test_sentences_come_with_what_was_said_before_in_their_conversation() -> None:
+    found = list(read([("a", "I row. Why not?"), ("b", "I knit."), ("a", "It's a lake boat.")]))
+    assert [(s.said, s.before, s.message) for s in found] == [
+        ("I row.", "", 0), ("Why not?", "I row.", 0), ("I knit.", "", 1), ("It's a lake boat.", "I row. Why not?", 2),
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.text()), max_size=5))
+def test_what_came_before_is_short_and_one_line(messages: list[tuple[str, str]]) -> None:
+    for sentence in read(messages):
+        assert len(sentence.before) <= NEAR and "\n" not in sentence.before + sentence.said
+
+
+def test_conversations_are_whole() -> None:
+    rows = list(read_conversations())
+    assert len(rows) > 2000
+    assert 0.2 < sum(not statements for _, statements in rows) / len(rows) < 0.6  # many sentences tell nothing
+    assert all("|" not in s and "\n" not in s for _, statements in rows for s in statements)
+
+
+@pytest.mark.parametrize(
+    ("statement", "grounded"),
+    [
+        ("The bakery lets the Tin Herons rehearse at the bakery.", True),
+        ("The bakery lets us rehearse on Sundays.", False),  # nobody said so
+        ("The bakery, the bakery, the bakery, the bakery.", False),
+        ("Does the bakery let us rehearse?", False),
+    ],
+)
+def test_a_statement_is_made_of_what_was_said(statement: str, grounded: bool) -> None:
+    assert is_grounded(statement, BAND) is grounded
+
+
+def test_numbers_count_whole() -> None:
+    assert not is_grounded("The code is 1187.", Sentence("The code is 11876.", "", 0))
+
+
+def test_statements_are_taken_for_what_they_add() -> None:
+    said = "My goat Pim is nine, and she hates rain."
+    whole, pim, rain, odd = "My goat Pim is nine.", "My goat is Pim.", "Pim hates rain.", "Nine goats hate rain."
+    nats = {pim: -0.5, rain: -2.0, whole: -1.0, odd: -16.0}
+    assert choose(said, nats) == [whole, rain]
+    assert choose(said, {}) == []
+    clause = "And she hates rain."
+    nats = {whole: -1.0, clause: -6.0}
+    assert choose(said, nats) == [whole]
+    assert choose(said, nats, by_grammar=[clause]) == [whole, clause]
+
+
+def test_a_reader_learns_its_corpus_and_reads_with_it(tiny: Path, tmp_path: Path) -> None:
+    gguf, rows = open_gguf(tiny), [(BAND, ["The bakery lets the Tin Herons rehearse."]), (BAND, [])] * 20
+    with Runtime.load(tiny) as runtime:
+        taught = runtime.detokenize(to_lessons(runtime, rows)[0].tokens)
+        assert taught == f"{BAND.prompt} The bakery lets the Tin Herons rehearse. |\n"
+        torch.manual_seed(0)
+        losses = train_reader(runtime, Decoder(gguf, rank=4, dtype=torch.float32), rows, budget=60.0)
+        assert losses[-1] < losses[0]
+
+        path = schooling.make(READER, runtime, gguf, tmp_path / "a" / "reader.gguf", budget=1.0)
+        decoder = Decoder(gguf, rank=2, dtype=torch.float32)
+        own = [p.detach().clone() for group in decoder.groups() for p in group.parameters()]
+        messages = [("a", "My goat is called Pim."), ("a", "What do goats eat?"), ("b", "x " * 400 + "is my hat.")]
+        found = Reader(runtime, decoder, read_adapter(path, gguf)).told(messages)
+        assert len(found) == 3 and all(isinstance(s, str) for told in found for s in told)
+        assert Reader(runtime, decoder, read_adapter(path, gguf)).told([]) == []
+    now = [p for group in decoder.groups() for p in group.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(own, now, strict=True))  # its own adapter is as it was
+
+
+def test_a_model_that_brings_a_tutor_brings_a_reader() -> None:
+    names = [{path.name for path in subject.bundled.glob("*.gguf")} for subject in (TUTOR, READER)]
+    assert names[0] and names[0] == names[1]
