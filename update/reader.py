@@ -35,6 +35,8 @@ NOTHING = -0.3  # log-probability, in nats, from which a sentence tells nothing
 EACH = 0.5  # words that a statement must say beyond those that make up for how unlikely it is
 NAT, NAT_GRAMMAR = 0.5, 0.15  # what a nat weighs beside a word
 
+_NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
+
 Progress = Callable[[int, int], None]
 
 
@@ -71,7 +73,11 @@ class Reader:
     def told(
         self, messages: Sequence[tuple[str, str]], seed: int = 0, progress: Progress = lambda done, total: None
     ) -> list[list[str]]:
-        """For each (conversation, text) message the statements that it tells."""
+        """For each (conversation, text) message the statements that it tells.
+
+        A sentence that tells nothing, as the reader sees it, tells at most what grammar finds by a rule of its own:
+        "Write to my sister Lena." -> "My sister is called Lena."
+        """
         sentences = list(read(messages))
         by_grammar = clauses.told_in((messages[s.message][0], s.said) for s in sentences)
         told = [list(map(_tidy, own)) for own in by_grammar]
@@ -79,7 +85,7 @@ class Reader:
         telling = []
         for i, (end,) in zip(short, self._likelihoods([(sentences[i], ["\n"]) for i in short]), strict=True):
             if end.sum() > NOTHING:
-                told[i] = []
+                told[i] = [s for s in told[i] if s.lower().rstrip(".") not in sentences[i].said.lower()]
             else:
                 telling.append(i)
         drafts = self._written([sentences[i] for i in telling], seed, progress)
@@ -93,7 +99,7 @@ class Reader:
         for i, own, each in zip(telling, every, weighed, strict=True):
             # A first token says no more than which of several statements comes first.
             nats = {s: float(tokens[1:].sum()) for s, tokens in zip(own, each, strict=True)}
-            told[i] = choose(sentences[i].said, nats, told[i])
+            told[i] = choose(sentences[i].said, nats, told[i]) or told[i]  # in a language that it hardly knows, say
         found: list[list[str]] = [[] for _ in messages]
         for sentence, statements in zip(sentences, told, strict=True):
             found[sentence.message] += statements
@@ -129,11 +135,9 @@ class Reader:
 
 def is_grounded(statement: str, sentence: Sentence) -> bool:
     """Whether its words are the conversation's, and it doesn't go round in circles."""
-    own = wording.words(statement)
+    own, heard = wording.content_words(statement), f"{sentence.before} {sentence.said}"
     varied = len(set(own)) >= 0.7 * len(own)
-    return (
-        varied and wording.is_statement(statement) and _news(statement) <= _news(f"{sentence.before} {sentence.said}")
-    )
+    return varied and wording.is_statement(statement) and _news(statement) <= _news(heard)
 
 
 def choose(said: str, nats: dict[str, float], by_grammar: Collection[str] = ()) -> list[str]:
@@ -141,15 +145,16 @@ def choose(said: str, nats: dict[str, float], by_grammar: Collection[str] = ()) 
 
     What those leave out is left to the ones made by grammar, which invent nothing, however odd they sound.
     """
-    left, taken = _news(said), list[str]()
+    says = {s: _news(s) | _NAMING.intersection(wording.words(s)) for s in nats}
+    left, taken = _news(said) | _NAMING.intersection(wording.words(said)), list[str]()
     for of, nat in ((list(nats), NAT), ([s for s in by_grammar if s in nats], NAT_GRAMMAR)):
-        while open_ := {s: len(_news(s) & left) - EACH + nat * nats[s] for s in of if s not in taken}:
+        while open_ := {s: len(says[s] & left) - EACH + nat * nats[s] for s in of if s not in taken}:
             best = max(open_, key=lambda statement: open_[statement])
             if open_[best] <= 0:
                 break
             taken.append(best)
-            left = left - _news(best)
-    return taken
+            left = left - says[best]
+    return [s for s in taken if not any(o != s and o.startswith(s.rstrip(".")) for o in taken)]
 
 
 def _news(text: str) -> set[str]:

@@ -45,7 +45,7 @@ def test_conversations_are_whole() -> None:
     [
         ("The bakery lets the Tin Herons rehearse at the bakery.", True),
         ("The bakery lets us rehearse on Sundays.", False),  # nobody said so
-        ("The bakery, the bakery, the bakery, the bakery.", False),
+        ("The bakery rehearses with the bakery.", False),
         ("Does the bakery let us rehearse?", False),
     ],
 )
@@ -63,6 +63,10 @@ def test_statements_are_taken_for_what_they_add() -> None:
     nats = {pim: -0.5, rain: -2.0, whole: -1.0, odd: -16.0}
     assert choose(said, nats) == [whole, rain]
     assert choose(said, {}) == []
+    deaf, pim = "My dog Pim is deaf.", "My dog is called Pim."
+    assert choose("My dog is called Pim, he's deaf.", {deaf: -0.1, pim: -0.6}) == [deaf, pim]
+    part, all_of_it = "My hat moved.", "My hat moved to 204."
+    assert choose(all_of_it, {part: -0.1, all_of_it: -3.0}, [all_of_it]) == [all_of_it]
     clause = "And she hates rain."
     nats = {whole: -1.0, clause: -6.0}
     assert choose(said, nats) == [whole]
