@@ -19,7 +19,8 @@ from engrain.device.home import Home
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-BUNDLED = Path(__file__).with_name("tutors")  # of the models that come with engrain
+TUTORS = "tutors"  # folder of a home
+BUNDLED = Path(__file__).with_name(TUTORS)  # of the models that come with engrain
 VERDICT = "\nAnswers it:"  # after a question
 YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
@@ -29,15 +30,20 @@ RECALLED = 0.5  # what a nat of a reply's own likelihood weighs beside one of it
 ENOUGH = 1.75  # nats: as `device.scope.ENOUGH`, on the tutor's scale
 
 
+def adapter_paths(home: Home, folder: str, bundled: Path, model_sha: str) -> list[Path]:
+    """Where a small adapter that a model learned once may lie: the user's own, which goes before, and engrain's."""
+    name = f"{model_sha[:16]}.gguf"
+    return [home.root / folder / name, bundled / name]
+
+
 def tutor_path(home: Home, model_sha: str) -> Path | None:
     """The model's tutor, a GGUF LoRA: the user's own, or one that comes with engrain; None if there is none."""
-    own = user_tutor_path(home, model_sha)
-    return next((path for path in (own, BUNDLED / own.name) if path.is_file()), None)
+    return next((path for path in adapter_paths(home, TUTORS, BUNDLED, model_sha) if path.is_file()), None)
 
 
 def user_tutor_path(home: Home, model_sha: str) -> Path:
     """Where a tutor that was made on this machine lies."""
-    return home.root / "tutors" / f"{model_sha[:16]}.gguf"
+    return adapter_paths(home, TUTORS, BUNDLED, model_sha)[0]
 
 
 def asked_prompt(statement: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from engrain.device import models
 from engrain.device.home import Home, open_home
 from engrain.device.runtime import Runtime
-from engrain.device.tutor import BUNDLED
+from engrain.device.tutor import BUNDLED, TUTORS, adapter_paths
 from engrain.quant.adapter import Adapter, load_gguf, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
@@ -41,8 +41,7 @@ class Subject:
 
     def paths(self, home: Home, model_sha: str) -> list[Path]:
         """Where the model's adapter may lie: the user's own, which goes before, and one that comes with engrain."""
-        name = f"{model_sha[:16]}.gguf"
-        return [home.root / self.folder / name, self.bundled / name]
+        return adapter_paths(home, self.folder, self.bundled, model_sha)
 
 
 def _teach_tutor(runtime: Runtime, decoder: Decoder, budget: float, progress: Progress) -> None:
@@ -53,7 +52,7 @@ def _teach_reader(runtime: Runtime, decoder: Decoder, budget: float, progress: P
     train_reader(runtime, decoder, list(read_conversations()), budget, progress)
 
 
-TUTOR = Subject("tutors", BUNDLED, _teach_tutor)
+TUTOR = Subject(TUTORS, BUNDLED, _teach_tutor)
 READER = Subject("readers", Path(__file__).with_name("readers"), _teach_reader)
 
 
@@ -67,14 +66,17 @@ def ensure(
     resident: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Path, Adapter]:
-    """The model's adapter for a subject, and where it lies; trained now if there is none that can be read."""
+    """The model's adapter for a subject, and where it lies; trained now if there is none that can be read.
+
+    A damaged one of the user's own is made anew: what serves looks there first.
+    """
     paths = subject.paths(home, sha)
-    for path in paths:
-        try:
-            if path.is_file():
-                return path, read_adapter(path, gguf)
-        except EngrainError:
-            pass
+    path = next((each for each in paths if each.is_file()), None)
+    try:
+        if path:
+            return path, read_adapter(path, gguf)
+    except EngrainError:
+        pass
     make(subject, runtime, gguf, paths[0], device, resident, progress=progress)
     return paths[0], read_adapter(paths[0], gguf)
 

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.update import schooling
 from engrain.update.decoder import Decoder
 from engrain.update.reader import NEAR, Reader, Sentence, choose, is_grounded, read
-from engrain.update.schooling import READER, TUTOR, read_adapter
+from engrain.update.schooling import READER, TUTOR, Subject, read_adapter
 from engrain.update.train_reader import read_conversations, to_lessons, train_reader
 
 BAND = Sentence("The bakery lets us rehearse there.", "We're called the Tin Herons.", 1)
@@ -96,3 +97,17 @@ def test_a_reader_learns_its_corpus_and_reads_with_it(tiny: Path, tmp_path: Path
 def test_a_model_that_brings_a_tutor_brings_a_reader() -> None:
     names = [{path.name for path in subject.bundled.glob("*.gguf")} for subject in (TUTOR, READER)]
     assert names[0] and names[0] == names[1]
+
+
+def test_a_damaged_one_is_made_anew_where_serving_looks_first(tiny: Path, tmp_path: Path) -> None:
+    gguf, home = open_gguf(tiny), open_home(tmp_path / "home")
+    taught: list[float] = []
+    subject = Subject("odd", tmp_path / "bundled", lambda runtime, decoder, budget, progress: taught.append(budget))
+    own, bundled = subject.paths(home, "0" * 64)
+    with Runtime.load(tiny) as runtime:
+        schooling.make(subject, runtime, gguf, bundled)
+        assert schooling.ensure(subject, home, runtime, gguf, "0" * 64)[0] == bundled and len(taught) == 1
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"GGUF, but not much of it")
+        assert schooling.ensure(subject, home, runtime, gguf, "0" * 64)[0] == own and len(taught) == 2
+        assert schooling.ensure(subject, home, runtime, gguf, "0" * 64)[0] == own and len(taught) == 2
