@@ -143,11 +143,11 @@ def is_grounded(statement: str, sentence: Sentence) -> bool:
 def choose(said: str, nats: dict[str, float], by_grammar: Collection[str] = ()) -> list[str]:
     """Of statements and how likely each is, nats, those that between them say what was said, at the least cost.
 
-    What those leave out is left to the ones made by grammar, which invent nothing, however odd they sound.
+    What those leave out is left to the ones of them made by grammar, which invent nothing, however odd they sound.
     """
     says = {s: _news(s) | _NAMING.intersection(wording.words(s)) for s in nats}
     left, taken = _news(said) | _NAMING.intersection(wording.words(said)), list[str]()
-    for of, nat in ((list(nats), NAT), ([s for s in by_grammar if s in nats], NAT_GRAMMAR)):
+    for of, nat in ((nats, NAT), (by_grammar, NAT_GRAMMAR)):
         while open_ := {s: len(says[s] & left) - EACH + nat * nats[s] for s in of if s not in taken}:
             best = max(open_, key=lambda statement: open_[statement])
             if open_[best] <= 0:
