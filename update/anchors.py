@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from engrain.device.home import Home, write_atomic
+from engrain.device.home import Home
 from engrain.update.decoder import Decoder
 from engrain.update.generate import continued
 from engrain.update.loss import teach
 from engrain.update.neutral import TEXTS, neutral_texts, opening
+from engrain.update.once import once
 from engrain.update.pack import Example, pack_examples, plan_packs
 
 if TYPE_CHECKING:
@@ -34,23 +33,19 @@ def anchors(
     answer_tokens: int = ANSWER_TOKENS,
     k: int = 16,
 ) -> list[Example]:
-    """Messages with the base model's answers, then plain texts, taught by its top-k distributions; cached.
+    """Messages with the base model's answers, then plain texts, taught by its top-k distributions; once for each model.
 
     The message is part of the target where the model could have written
     it, so that the user's turn is held in place too. Answers are cut short: what moves first is how they begin, and
     more messages for the same work hold more in place; answer_tokens: 0 where answers are to begin otherwise.
     """
-    key = hashlib.sha256("\n".join([str((k, answer_tokens, TEXTS)), *messages]).encode()).hexdigest()
-    path = home.cache / "anchors" / f"{model_sha[:16]}-{key[:16]}.safetensors"
-    try:
-        return _unpack(load(path.read_bytes()))
-    except (OSError, ValueError, KeyError, SafetensorError):
-        pass
-    texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime, decoder)]
-    taught = _taught(decoder, [*_answered(runtime, decoder, messages, answer_tokens), *texts], k)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save(_pack(taught)))
-    return taught
+
+    def make() -> bytes:
+        texts = [Example(tuple(text), 1, kind="anchor") for text in neutral_texts(runtime, decoder)]
+        return save(_pack(_taught(decoder, [*_answered(runtime, decoder, messages, answer_tokens), *texts], k)))
+
+    made_of = [str((k, answer_tokens, TEXTS)), *messages]
+    return once(home, "anchors.safetensors", model_sha, made_of, make, lambda content: _unpack(load(content)))
 
 
 def _answered(runtime: Runtime, decoder: Decoder, messages: Sequence[str], answer_tokens: int) -> list[Example]:
@@ -77,12 +72,16 @@ def _taught(decoder: Decoder, examples: Sequence[Example], k: int) -> list[Examp
 
 def _pack(taught: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Examples -> flat tensors: tokens, their lengths, target starts, and the teachers' rows."""
+
+    def whole(numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int32)
+
     return {
-        "tokens": torch.tensor([t for e in taught for t in e.tokens]),
-        "lengths": torch.tensor([len(e.tokens) for e in taught]),
-        "starts": torch.tensor([e.start for e in taught]),
-        "ids": torch.cat([e.teacher[0] for e in taught if e.teacher]),
-        "log_p": torch.cat([e.teacher[1] for e in taught if e.teacher]),
+        "tokens": whole([t for e in taught for t in e.tokens]),
+        "lengths": whole([len(e.tokens) for e in taught]),
+        "starts": whole([e.start for e in taught]),
+        "ids": torch.cat([e.teacher[0] for e in taught if e.teacher]).int(),
+        "log_p": torch.cat([e.teacher[1] for e in taught if e.teacher]).half(),
     }
 
 
@@ -90,7 +89,7 @@ def _unpack(tensors: dict[str, torch.Tensor]) -> list[Example]:
     lengths, starts = tensors["lengths"].tolist(), tensors["starts"].tolist()
     tokens = tensors["tokens"].split(lengths)
     rows = [n - s for n, s in zip(lengths, starts, strict=True)]
-    teachers = zip(tensors["ids"].split(rows), tensors["log_p"].split(rows), strict=True)
+    teachers = zip(tensors["ids"].long().split(rows), tensors["log_p"].float().split(rows), strict=True)
     return [
         Example(tuple(t.tolist()), s, kind="anchor", teacher=teacher)
         for t, s, teacher in zip(tokens, starts, teachers, strict=True)

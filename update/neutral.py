@@ -6,15 +6,15 @@ fit any model and need no list. A model without a template continues plain text 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from engrain.device.home import Home, write_atomic
+from engrain.device.home import Home
 from engrain.update.decoder import Decoder
 from engrain.update.generate import continued, write
+from engrain.update.once import once
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -42,20 +42,21 @@ def neutral_messages(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """OF_EVERY_KIND messages and QUESTIONS as short as people ask, less what came to nothing; cached by model hash."""
-    kinds = (_STARTS, OF_EVERY_KIND, _TOKENS, _QUIZ, _QUESTIONS, QUESTIONS, _QUESTION_TOKENS, seed)
-    key = hashlib.sha256(repr(kinds).encode()).hexdigest()
-    path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, list) and all(isinstance(each, str) for each in found):
-            return found
-    except (OSError, ValueError):
-        pass
-    found = messages_from(runtime, decoder, [*islice(cycle(_STARTS), OF_EVERY_KIND)], _TOKENS, seed, progress)
-    found = list(dict.fromkeys((*found, *_short_questions(runtime, decoder, seed))))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(found, ensure_ascii=False))
+    """OF_EVERY_KIND messages and QUESTIONS as short as people ask, less what came to nothing; once for each model."""
+
+    def make() -> bytes:
+        found = messages_from(runtime, decoder, [*islice(cycle(_STARTS), OF_EVERY_KIND)], _TOKENS, seed, progress)
+        found = list(dict.fromkeys((*found, *_short_questions(runtime, decoder, seed))))
+        return json.dumps(found, ensure_ascii=False).encode()
+
+    made_of = repr((_STARTS, OF_EVERY_KIND, _TOKENS, _QUIZ, _QUESTIONS, QUESTIONS, _QUESTION_TOKENS, seed))
+    return once(home, "neutral.json", model_sha, [made_of], make, _read)
+
+
+def _read(content: bytes) -> list[str]:
+    found = json.loads(content)
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError
     return found
 
 

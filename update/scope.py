@@ -8,19 +8,18 @@ Messages whose replies were corrected or rated have a probe of their own, which 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from engrain.device.home import Home, write_atomic
+from engrain.device.home import Home
 from engrain.device.scope import Probe, Scope, fingerprints, marks
 from engrain.update.decoder import Decoder
+from engrain.update.once import once
 from engrain.update.pack import Example, pack_examples, plan_packs
 
 if TYPE_CHECKING:
@@ -56,11 +55,11 @@ def fit_scope(
     order = np.random.default_rng(seed).permutation(len(told))[:MAX_INSIDE]
     if not distinct or not neutral:
         return None
-    outside = _cached_states(home, runtime, decoder, model_sha, neutral)
+    outside = _states_once(home, runtime, decoder, model_sha, neutral)
     inside = hidden_states(runtime, decoder, [told[i].question for i in order])
     facts = manner = None
     if told:
-        alike = [_cached_states(home, runtime, decoder, model_sha, personal)] if personal else []
+        alike = [_states_once(home, runtime, decoder, model_sha, personal)] if personal else []
         facts = Probe(*_separate([inside, *alike], outside))
     if rated:
         states = hidden_states(runtime, decoder, rated)
@@ -93,18 +92,15 @@ def hidden_states(runtime: Runtime, decoder: Decoder, messages: Sequence[str]) -
     return states
 
 
-def _cached_states(home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str]) -> Tensor:
-    """`hidden_states`, cached by model and messages."""
-    key = hashlib.sha256("\n".join(messages).encode()).hexdigest()
-    path = home.cache / "neutral" / f"{model_sha[:16]}-{key[:16]}.safetensors"
-    try:
-        return load(path.read_bytes())["states"]
-    except (OSError, KeyError, SafetensorError):
-        pass
-    states = hidden_states(runtime, decoder, messages)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save({"states": states}))
-    return states
+def _states_once(home: Home, runtime: Runtime, decoder: Decoder, model_sha: str, messages: Sequence[str]) -> Tensor:
+    """`hidden_states` in half precision, once for each model."""
+
+    def make() -> bytes:
+        return save({"states": hidden_states(runtime, decoder, messages).half()})
+
+    return once(
+        home, "states.safetensors", model_sha, messages, make, lambda content: load(content)["states"].float()
+    )  # fmt: skip
 
 
 def _separate(inside: Sequence[Tensor], outside: Tensor) -> tuple[np.ndarray, float]:
