@@ -1,18 +1,22 @@
 """What people tell about themselves, and ask: a corpus about nobody, from which a model learns what is a user's own.
 
-Each row of `corpus.jsonl` is a text that someone told, seven questions that it answers, and five that are close and
-that it doesn't.
+Each row of `corpus.jsonl` is a person: a text that they told, questions that it answers, and close ones that it
+doesn't; or several texts about the same things, each with questions that none of the others answers.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from engrain.update import wording
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
+_NEAR = 2  # of the questions that no text of several answers, those put to each
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,33 @@ class Row:
     near: tuple[str, ...]
 
 
-def read_corpus(path: Path = CORPUS) -> list[Row]:
-    """The rows of the corpus."""
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Row(row["said"], tuple(row["ask"]), tuple(row["near"])) for row in rows]
+Person = tuple[Row, ...]
+
+
+def read_corpus(path: Path = CORPUS) -> list[Person]:
+    """The people of the corpus, and what each told."""
+    return [_person(row) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+
+
+def _person(row: Mapping[str, Any]) -> Person:
+    """Close to one of several texts are some questions that nothing answers, and one that each of the others does."""
+    if "said" in row:
+        return (Row(row["said"], tuple(row["ask"]), tuple(row["near"])),)
+    told, ask, near = row["told"], row["ask"], row["near"]
+    return tuple(
+        Row(said, tuple(own), (*_turn(near, i)[:_NEAR], *(_turn(ask[j], i)[0] for j in range(len(ask)) if j != i)))
+        for i, (said, own) in enumerate(zip(told, ask, strict=True))
+    )
+
+
+def _turn(items: list[str], by: int) -> list[str]:
+    """From another place on, so that all of them get their turn."""
+    at = by % len(items)
+    return [*items[at:], *items[:at]]
 
 
 def questions_of_users(count: int) -> list[str]:
     """Questions that people ask about themselves, in the first person, from all over the corpus."""
-    asked = [q for row in read_corpus() for q in (*row.ask, *row.near) if wording.has_first_person(q)]
+    rows = chain.from_iterable(read_corpus())
+    asked = [q for row in rows for q in (*row.ask, *row.near) if wording.has_first_person(q)]
     return list(dict.fromkeys(asked[:: max(1, len(asked) // count)]))[:count]

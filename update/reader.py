@@ -2,14 +2,14 @@
 
 "The bakery lets us rehearse there." tells, read with what came before, "The bakery lets the Tin Herons rehearse at the
 bakery." (decontextualisation, Choi et al., TACL 2021, arXiv 2102.05169). A small adapter of the same base model,
-trained once on conversations of nobody (`update.train_reader`), writes such statements, and weighs them beside those
-that grammar makes (`clauses`). It isn't trusted: a statement is made of the conversation's words, and it is taken for
-what it says of the sentence that none taken before says.
+trained once on conversations of nobody (`update.train_reader`), writes a few readings of each sentence, in such
+statements, and weighs them beside what grammar makes of it (`clauses`). It isn't trusted: a statement is made of the
+conversation's words, and the reading that is taken says most of the sentence for how unlikely it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -31,9 +31,10 @@ NEAR = 300  # characters of what came before
 LONGEST = 400  # characters of a sentence; what is longer, pasted say, is left to grammar
 DRAFTS, TEMPERATURE = 3, 0.7  # beside the likeliest
 _TOKENS = 64
-NOTHING = -0.3  # log-probability, in nats, from which a sentence tells nothing
-EACH = 0.5  # words that a statement must say beyond those that make up for how unlikely it is
-NAT, NAT_GRAMMAR = 0.5, 0.15  # what a nat weighs beside a word
+NOTHING = -0.2  # log-probability, in nats, from which a sentence tells nothing
+# What counts against a word that is said: a statement, a word in another form, a nat of a reading, of grammar's own,
+# and of one of its clauses beside the reading that is taken.
+EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.25, 0.5, 0.5, 1.0, 0.15
 
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
@@ -83,30 +84,39 @@ class Reader:
         told = [list(map(_tidy, own)) for own in by_grammar]
         short = [i for i, s in enumerate(sentences) if len(s.said) <= LONGEST]
         telling = []
-        for i, (end,) in zip(short, self._likelihoods([(sentences[i], ["\n"]) for i in short]), strict=True):
-            if end.sum() > NOTHING:
+        for i, (nothing,) in zip(short, self._likelihoods([(sentences[i], ["\n"]) for i in short]), strict=True):
+            if nothing.sum() > NOTHING:
                 told[i] = [s for s in told[i] if s.lower().rstrip(".") not in sentences[i].said.lower()]
             else:
                 telling.append(i)
-        drafts = self._written([sentences[i] for i in telling], seed, progress)
-        every = [
-            list(dict.fromkeys([*told[i], *(d for d in written if is_grounded(d, sentences[i]))]))
-            for i, written in zip(telling, drafts, strict=True)
-        ]
-        weighed = self._likelihoods(
-            [(sentences[i], [f" {s} {END}" for s in own]) for i, own in zip(telling, every, strict=True)]
-        )
-        for i, own, each in zip(telling, every, weighed, strict=True):
-            # A first token says no more than which of several statements comes first.
-            nats = {s: float(tokens[1:].sum()) for s, tokens in zip(own, each, strict=True)}
-            told[i] = choose(sentences[i].said, nats, told[i]) or told[i]  # in a language that it hardly knows, say
+        readings = self._written([sentences[i] for i in telling], seed, progress)
+        chosen = self._chosen([(sentences[i], own, told[i]) for i, own in zip(telling, readings, strict=True)])
+        for i, own in zip(telling, chosen, strict=True):
+            told[i] = own or told[i]  # in a language that it hardly knows, say
         found: list[list[str]] = [[] for _ in messages]
         for sentence, statements in zip(sentences, told, strict=True):
             found[sentence.message] += statements
         return [list(dict.fromkeys(each)) for each in found]
 
-    def _written(self, sentences: Sequence[Sentence], seed: int, progress: Progress) -> list[list[str]]:
-        """What each sentence may tell: the likeliest reading, and some drafts."""
+    def _chosen(self, each: Sequence[tuple[Sentence, list[list[str]], list[str]]]) -> list[list[str]]:
+        """Of each sentence's readings, and of what grammar makes of it, what is taken."""
+        weighed = self._likelihoods(
+            [(sentence, [*map(_listed, (*own, made)), *map(_begun, made)]) for sentence, own, made in each]
+        )
+        found = []
+        for (sentence, own, made), tokens in zip(each, weighed, strict=True):
+            nats = [float(each.sum()) for each in tokens]
+            readings = [
+                ([s for s in reading if is_grounded(s, sentence)], NAT * n)
+                for reading, n in zip(own, nats, strict=False)
+            ]
+            # A first token says no more than which of several statements comes first.
+            beside = {s: float(each[1:].sum()) for s, each in zip(made, tokens[len(own) + 1 :], strict=True)}
+            found.append(choose(sentence, [*readings, (made, NAT_GRAMMAR * nats[len(own)])], beside))
+        return found
+
+    def _written(self, sentences: Sequence[Sentence], seed: int, progress: Progress) -> list[list[list[str]]]:
+        """Distinct readings of each sentence, each some statements: the likeliest, some drafts, and nothing."""
         prompts = [self._runtime.tokenize(s.prompt) for s in sentences]
         several = [p for p in prompts for _ in range(DRAFTS)]
         total = len(prompts) + len(several)
@@ -120,7 +130,8 @@ class Reader:
                 lambda done, _: progress(len(prompts) + done, total),
             )  # fmt: skip
         texts = [[first, *others[i * DRAFTS : (i + 1) * DRAFTS]] for i, first in enumerate(likeliest)]
-        return [[s.strip() for text in own for s in text.split(END)[:-1] if s.strip()] for own in texts]
+        read = [[tuple(s.strip() for s in text.split(END)[:-1] if s.strip()) for text in own] for own in texts]
+        return [list(map(list, dict.fromkeys((*own, ())))) for own in read]
 
     def _likelihoods(self, each: Sequence[tuple[Sentence, Sequence[str]]]) -> list[list[np.ndarray]]:
         """Log-probabilities of each text's tokens after its sentence, nats."""
@@ -140,21 +151,53 @@ def is_grounded(statement: str, sentence: Sentence) -> bool:
     return varied and wording.is_statement(statement) and _news(statement) <= _news(heard)
 
 
-def choose(said: str, nats: dict[str, float], by_grammar: Collection[str] = ()) -> list[str]:
-    """Of statements and how likely each is, nats, those that between them say what was said, at the least cost.
+def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clauses: Mapping[str, float]) -> list[str]:
+    """The reading that says most of a sentence for what it costs, and those of grammar's clauses that add to it.
 
-    What those leave out is left to the ones of them made by grammar, which invent nothing, however odd they sound.
+    readings: statements, and what speaks for them, in words (0 or less). clauses: how likely each is, nats; what says
+    more that is already said than what isn't adds nothing.
     """
-    says = {s: _news(s) | _NAMING.intersection(wording.words(s)) for s in nats}
-    left, taken = _news(said) | _NAMING.intersection(wording.words(said)), list[str]()
-    for of, nat in ((nats, NAT), (by_grammar, NAT_GRAMMAR)):
-        while open_ := {s: len(says[s] & left) - EACH + nat * nats[s] for s in of if s not in taken}:
-            best = max(open_, key=lambda statement: open_[statement])
-            if open_[best] <= 0:
-                break
-            taken.append(best)
-            left = left - says[best]
+    wanted, heard = _says(sentence.said), _forms(f"{sentence.before} {sentence.said}")
+
+    def worth(reading: tuple[list[str], float]) -> float:
+        statements, words = reading
+        said = set[str]().union(*map(_says, statements))
+        odd = sum(len(_forms(s) - heard) for s in statements)
+        return len(said & wanted) - EACH * len(statements) - ODD * odd + words
+
+    taken = list(max(readings, key=worth)[0])
+    left = wanted - set[str]().union(*map(_says, taken))
+
+    def adds(clause: str) -> float:
+        says = _says(clause) & wanted
+        return len(says & left) - len(says - left) - EACH + NAT_BESIDE * clauses[clause]
+
+    while others := [clause for clause in clauses if clause not in taken]:
+        best = max(others, key=adds)
+        if adds(best) <= 0:
+            break
+        taken.append(best)
+        left = left - _says(best)
     return [s for s in taken if not any(o != s and o.startswith(s.rstrip(".")) for o in taken)]
+
+
+def _listed(statements: Sequence[str]) -> str:
+    """A reading as it is written."""
+    return "".join(map(_begun, statements)) + "\n"
+
+
+def _begun(statement: str) -> str:
+    """As the first of a reading."""
+    return f" {statement} {END}"
+
+
+def _says(text: str) -> set[str]:
+    return _news(text) | _NAMING.intersection(wording.words(text))
+
+
+def _forms(text: str) -> set[str]:
+    """Its content words as they stand there."""
+    return {word.removesuffix("'s") for word in wording.content_words(text)}
 
 
 def _news(text: str) -> set[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 CONVERSATIONS = Path(__file__).with_name("conversations.jsonl")
-EPOCHS, LR, STEP_TOKENS = 3, 2e-3, 1024
+EPOCHS, LR, STEP_TOKENS = 2, 2e-3, 1024
 
 
 def read_conversations(path: Path = CONVERSATIONS) -> Iterator[tuple[Sentence, list[str]]]:

@@ -22,12 +22,13 @@ import torch
 from engrain.device.runtime import Runtime
 from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.update import wording
-from engrain.update.corpus import Row
+from engrain.update.corpus import Person, Row
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, Pack, pack_examples
 
-EPOCHS, LR, WARM_UP = 3, 2e-3, 10  # passes over the corpus, peak of a cosine schedule, steps
+EPOCHS, LR, WARM_UP = 2, 2e-3, 10  # passes over the corpus's people, peak of a cosine schedule, steps
+TEXTS = 2  # of a person, in an epoch
 ROWS_PER_STEP, PACK = 4, 2  # of the corpus; side by side, about what a step of learning has (`footprint`)
 WRITTEN_NEAR, FAR = 2, 2  # near questions of a row that an epoch writes; other rows' questions that it denies
 VERDICT_WEIGHT = 6.0  # of the one token that says yes or no, beside one of a question's
@@ -76,7 +77,7 @@ class Teaching:
 def train_tutor(
     runtime: Runtime,
     decoder: Decoder,
-    rows: Sequence[Row],
+    people: Sequence[Person],
     seed: int = 0,
     budget: float = math.inf,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -85,7 +86,7 @@ def train_tutor(
     rng, teaching = random.Random(seed), Teaching(runtime)
     params = [p for group in decoder.groups() for p in group.parameters()]
     optimiser = torch.optim.AdamW(params, lr=LR, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
-    plan = list(_steps(rows, rng))
+    plan = list(_steps(people, rng))
     losses, start = [], time.monotonic()
     for i, step in enumerate(plan):
         share = max(i / len(plan), (time.monotonic() - start) / budget)
@@ -93,7 +94,7 @@ def train_tutor(
             break
         for group in optimiser.param_groups:
             group["lr"] = LR * min(1.0, (i + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
-        far = [[rng.choice(rng.choice(rows).ask) for _ in range(FAR)] for _ in step]
+        far = [[rng.choice(rng.choice(rng.choice(people)).ask) for _ in range(FAR)] for _ in step]
         both = list(zip(step, far, strict=True))
         losses.append(_learn(decoder, [teaching.pack(both[at : at + PACK], rng) for at in range(0, len(both), PACK)]))
         torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
@@ -114,8 +115,9 @@ def _learn(decoder: Decoder, packs: Sequence[Pack]) -> float:
     return mean
 
 
-def _steps(rows: Sequence[Row], rng: random.Random) -> Iterator[list[Row]]:
-    """The rows of every step, in another order in every epoch."""
+def _steps(people: Sequence[Person], rng: random.Random) -> Iterator[list[Row]]:
+    """The rows of every step, in another order in every epoch, and other ones where a person told more."""
     for _ in range(EPOCHS):
-        order = rng.sample(rows, len(rows))
+        drawn = [row for person in people for row in rng.sample(person, min(TEXTS, len(person)))]
+        order = rng.sample(drawn, len(drawn))
         yield from (order[at : at + ROWS_PER_STEP] for at in range(0, len(order), ROWS_PER_STEP))

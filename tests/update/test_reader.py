@@ -58,20 +58,23 @@ def test_numbers_count_whole() -> None:
     assert not is_grounded("The code is 1187.", Sentence("The code is 11876.", "", 0))
 
 
-def test_statements_are_taken_for_what_they_add() -> None:
-    said = "My goat Pim is nine, and she hates rain."
-    whole, pim, rain, odd = "My goat Pim is nine.", "My goat is Pim.", "Pim hates rain.", "Nine goats hate rain."
-    nats = {pim: -0.5, rain: -2.0, whole: -1.0, odd: -16.0}
-    assert choose(said, nats) == [whole, rain]
-    assert choose(said, {}) == []
-    deaf, pim = "My dog Pim is deaf.", "My dog is called Pim."
-    assert choose("My dog is called Pim, he's deaf.", {deaf: -0.1, pim: -0.6}) == [deaf, pim]
-    part, all_of_it = "My hat moved.", "My hat moved to 204."
-    assert choose(all_of_it, {part: -0.1, all_of_it: -3.0}, [all_of_it]) == [all_of_it]
-    clause = "And she hates rain."
-    nats = {whole: -1.0, clause: -6.0}
-    assert choose(said, nats) == [whole]
-    assert choose(said, nats, by_grammar=[clause]) == [whole, clause]
+GOAT = Sentence("My goat Pim is nine, and she hates rain.", "", 0)
+
+
+def test_the_reading_that_says_most_for_its_cost_is_taken() -> None:
+    whole, part, odd = ["My goat Pim is nine.", "Pim hates rain."], ["My goat Pim is nine."], ["Nine goats hate rain."]
+    nothing: list[str] = []
+    assert choose(GOAT, [(whole, -0.5), (part, -0.1), (nothing, -2.0)], {}) == whole
+    assert choose(GOAT, [(whole, -9.0), (part, -0.1), (nothing, -2.0)], {}) == part
+    assert choose(GOAT, [(whole, -9.0), (part, -8.0), (nothing, -0.2)], {}) == nothing
+    assert choose(GOAT, [(odd, -0.5), (["Pim is nine, hates rain."], -0.5)], {}) == ["Pim is nine, hates rain."]
+
+
+def test_clauses_are_added_for_what_is_left_out() -> None:
+    readings = [(["My goat Pim is nine."], -0.1)]
+    rain, both = "And she hates rain.", GOAT.said
+    assert choose(GOAT, readings, {rain: -6.0}) == ["My goat Pim is nine.", rain]
+    assert choose(GOAT, readings, {rain: -60.0}) == choose(GOAT, readings, {both: -0.1}) == ["My goat Pim is nine."]
 
 
 def test_a_reader_learns_its_corpus_and_reads_with_it(tiny: Path, tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ ROW = Row("I keep goats.", ("What do I keep?", "Which animals are mine?"), ("Whe
 
 
 def test_corpus_is_whole() -> None:
-    rows = read_corpus()
-    assert len(rows) > 800 and len({row.said for row in rows}) == len(rows)
-    for row in rows:
-        assert len(row.ask) == 7 and len(row.near) == 5
-        assert not set(row.ask) & set(row.near)
+    people = read_corpus()
+    rows = [row for person in people for row in person]
+    assert len(people) > 800 and len({row.said for row in rows}) == len(rows)
+    for person in people:
+        for row in person:
+            assert (len(row.ask), len(row.near)) == ((7, 5) if len(person) == 1 else (3, len(person) + 1))
+            assert not set(row.ask) & set(row.near)
 
 
 def test_questions_of_users_are_in_the_first_person() -> None:
@@ -59,7 +61,7 @@ def test_it_learns_the_same_from_the_same_seed(tiny: Path) -> None:
         torch.manual_seed(0)
         decoder = Decoder(open_gguf(tiny), rank=4, dtype=torch.float32)
         with Runtime.load(tiny) as runtime:
-            losses = train_tutor(runtime, decoder, [ROW] * 120, seed=1)
+            losses = train_tutor(runtime, decoder, [(ROW,)] * 120, seed=1)
         return losses, [p.detach() for group in decoder.groups() for p in group.parameters()]
 
     (losses, weights), (_, again) = trained(), trained()
