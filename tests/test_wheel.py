@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("quant", "device", "update", "cli")
-SHIPPED = {".py", ".html", ".jsonl", ".gguf", ".txt", ".typed"}  # [tool.setuptools]: modules and package data
+SHIPPED = {".py", ".html", ".jsonl", ".gguf", ".txt", ".typed", ".json", ".safetensors"}  # [tool.setuptools]: modules and package data
 
 
 @pytest.fixture(scope="module")

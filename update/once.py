@@ -1,6 +1,6 @@
 """What is worked out once for each model, from its weights alone: neutral messages, anchors, hidden states.
 
-It is kept in the data folder; for the models that come as packages it comes with engrain, in `update/once`. To renew
+It is kept in the data folder; for the models that come as packages it comes with engrain, in `update/bundled`. To renew
 that: take its files away, learn in an empty data folder, and copy what then lies in that folder's cache/once.
 """
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from engrain.device.home import Home, write_atomic
 
-BUNDLED = Path(__file__).with_name("once")
+BUNDLED = Path(__file__).with_name("bundled")
 
 T = TypeVar("T")
 
@@ -28,14 +28,19 @@ def once(
     made_of: all that it depends on besides the model's weights. What can't be read makes `read` raise ValueError,
     KeyError or SafetensorError.
     """
-    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    folders = home.cache / "once", BUNDLED
-    for folder in folders:
+    own = home.cache / "once" / file_name(name, model_sha, made_of)
+    for path in (own, BUNDLED / own.name):
         try:
-            return read((folder / f"{model_sha[:16]}-{key}.{name}").read_bytes())
+            return read(path.read_bytes())
         except (OSError, ValueError, KeyError, SafetensorError):
             continue
     content = make()
-    folders[0].mkdir(parents=True, exist_ok=True)
-    write_atomic(folders[0] / f"{model_sha[:16]}-{key}.{name}", content)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(own, content)
     return read(content)
+
+
+def file_name(name: str, model_sha: str, made_of: Sequence[str]) -> str:
+    """That of a file: other weights and other ingredients have another."""
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
+    return f"{model_sha[:16]}-{key[:16]}.{name}"

@@ -11,7 +11,11 @@ import pytest
 
 from engrain.device.home import Home, open_home
 from engrain.update import once as module
-from engrain.update.once import once
+from engrain.update.anchors import ANSWER_TOKENS
+from engrain.update.corpus import questions_of_users
+from engrain.update.learn import PERSONAL
+from engrain.update.neutral import OF_EVERY_KIND, TEXTS
+from engrain.update.once import BUNDLED, file_name, once
 
 
 @pytest.fixture
@@ -58,3 +62,18 @@ def test_what_comes_with_engrain_isnt_made(home: Home) -> None:
     (home.cache / "once").rename(module.BUNDLED)
     assert get(home, 2, calls) == 1
     assert not (home.cache / "once").exists()
+
+
+def test_what_comes_with_engrain_is_what_learning_asks_for() -> None:
+    """Anchors and states of the neutral messages, and of the corpus's questions, as they are now."""
+    found = list(BUNDLED.glob("*.neutral.json"))
+    assert found
+    for path in found:
+        sha, messages = path.name.split("-")[0], json.loads(path.read_text(encoding="utf-8"))
+        made_of = {
+            "anchors.safetensors": [[str((16, ANSWER_TOKENS, TEXTS)), *messages[:OF_EVERY_KIND]]],
+            "states.safetensors": [messages, questions_of_users(PERSONAL)],
+        }
+        for name, each in made_of.items():
+            for of in each:
+                assert (BUNDLED / file_name(name, sha, of)).is_file()
