@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("quant", "device", "update", "cli")
-SHIPPED = {".py", ".html", ".jsonl", ".gguf", ".txt", ".typed", ".json", ".safetensors"}  # [tool.setuptools]: modules and package data
+# [tool.setuptools]: modules and package data
+SHIPPED = {".py", ".html", ".json", ".jsonl", ".gguf", ".safetensors", ".txt", ".typed"}
 
 
 @pytest.fixture(scope="module")
