@@ -41,16 +41,12 @@ def _person(row: Mapping[str, Any]) -> Person:
     if "said" in row:
         return (Row(row["said"], tuple(row["ask"]), tuple(row["near"])),)
     told, ask, near = row["told"], row["ask"], row["near"]
-    return tuple(
-        Row(said, tuple(own), (*_turn(near, i)[:_NEAR], *(_turn(ask[j], i)[0] for j in range(len(ask)) if j != i)))
-        for i, (said, own) in enumerate(zip(told, ask, strict=True))
-    )
-
-
-def _turn(items: list[str], by: int) -> list[str]:
-    """From another place on, so that all of them get their turn."""
-    at = by % len(items)
-    return [*items[at:], *items[:at]]
+    rows = []
+    for i, (said, own) in enumerate(zip(told, ask, strict=True)):  # other questions for each: all get their turn
+        unanswered = [near[(i + k) % len(near)] for k in range(_NEAR)]
+        others = [questions[i % len(questions)] for questions in ask if questions is not own]
+        rows.append(Row(said, tuple(own), (*unanswered, *others)))
+    return tuple(rows)
 
 
 def questions_of_users(count: int) -> list[str]:

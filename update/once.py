@@ -1,7 +1,7 @@
 """What is worked out once for each model, from its weights alone: neutral messages, anchors, hidden states.
 
-It is kept in the data folder; for the models that come as packages it comes with engrain, in `update/bundled`. To renew
-that: take its files away, learn in an empty data folder, and copy what then lies in that folder's cache/once.
+It is kept in the data folder; for SmolLM2 it comes with engrain, in `update/bundled`. To renew that: take its files
+away, learn in an empty data folder, and copy what then lies in that folder's cache/once.
 """
 
 from __future__ import annotations

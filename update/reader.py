@@ -202,8 +202,7 @@ def _forms(text: str) -> set[str]:
 
 def _news(text: str) -> set[str]:
     """What its content words begin with, and its numbers whole."""
-    plain = (word.removesuffix("'s") for word in wording.content_words(text))
-    return {w if any(map(str.isdigit, w)) else w[: wording.STEM] for w in plain}
+    return {w if any(map(str.isdigit, w)) else w[: wording.STEM] for w in _forms(text)}
 
 
 def _tidy(clause: str) -> str:
