@@ -21,7 +21,7 @@ MayBegin = Callable[[Sequence[int]], bool]
 
 MOST = 8  # replies to a prompt
 ROOM = 320  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
-WITHIN, LEAST = 10.0, -16.0  # nats of the likeliest, and at all
+WITHIN, LEAST = 6.0, -12.0  # nats of the likeliest, and at all
 FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
 _LOOK = 256  # tokens that may come next
 

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 TUTORS = "tutors"  # folder of a home
 BUNDLED = Path(__file__).with_name(TUTORS)  # of the models that come with engrain
 VERDICT = "\nAnswers it:"  # after a question
+STANDS = "\nStill true:"  # after a statement
 YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
 RECALLED = 0.5  # what a nat of a reply's own likelihood weighs beside one of its bearing
-ENOUGH = 1.75  # nats: as `device.scope.ENOUGH`, on the tutor's scale
+ENOUGH = 1.5  # nats: as `device.scope.ENOUGH`, on the tutor's scale
 
 
 def adapter_paths(home: Home, folder: str, bundled: Path, model_sha: str) -> list[Path]:

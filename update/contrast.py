@@ -13,7 +13,7 @@ from engrain.update import wording
 from engrain.update.study import might_answer, tidy_question
 from engrain.update.tutor import Tutor
 
-DRAFTS = 8  # for each statement
+DRAFTS = 5  # for each statement
 _OPEN = -1.0  # nats of log-odds below which a question isn't answered
 
 

@@ -1,7 +1,8 @@
 """What people tell about themselves, and ask: a corpus about nobody, from which a model learns what is a user's own.
 
 Each row of `corpus.jsonl` is a person: a text that they told, questions that it answers, and close ones that it
-doesn't; or several texts about the same things, each with questions that none of the others answers.
+doesn't; or several texts about the same things, each with questions that none of the others answers. Each row of
+`changes.jsonl` is a text, messages that end its being true, and close ones that don't.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from engrain.update import wording
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
+CHANGES = Path(__file__).with_name("changes.jsonl")
 _NEAR = 2  # of the questions that no text of several answers, those put to each
 
 
@@ -31,9 +33,24 @@ class Row:
 Person = tuple[Row, ...]
 
 
+@dataclass(frozen=True)
+class Change:
+    """A text that someone told, later messages after which it is no longer true, and close ones after which it is."""
+
+    said: str
+    ends: tuple[str, ...]
+    stays: tuple[str, ...]
+
+
 def read_corpus(path: Path = CORPUS) -> list[Person]:
     """The people of the corpus, and what each told."""
     return [_person(row) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+
+
+def read_changes(path: Path = CHANGES) -> list[Change]:
+    """What came to an end, and what didn't."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [Change(row["said"], tuple(row["ends"]), tuple(row["stays"])) for row in rows]
 
 
 def _person(row: Mapping[str, Any]) -> Person:

@@ -20,7 +20,7 @@ from engrain.quant.adapter import Adapter, load_gguf, save_gguf
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update.build import build_decoder, extract
-from engrain.update.corpus import read_corpus
+from engrain.update.corpus import read_changes, read_corpus
 from engrain.update.decoder import Decoder
 from engrain.update.train_reader import read_conversations, train_reader
 from engrain.update.train_tutor import train_tutor
@@ -45,7 +45,7 @@ class Subject:
 
 
 def _teach_tutor(runtime: Runtime, decoder: Decoder, budget: float, progress: Progress) -> None:
-    train_tutor(runtime, decoder, read_corpus(), budget=budget, progress=progress)
+    train_tutor(runtime, decoder, read_corpus(), read_changes(), budget=budget, progress=progress)
 
 
 def _teach_reader(runtime: Runtime, decoder: Decoder, budget: float, progress: Progress) -> None:

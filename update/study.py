@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-DRAFTS, ASKED = 24, 10  # questions that the tutor writes for a fact, and that are kept of all
+DRAFTS, ASKED = 16, 7  # questions that the tutor writes for a fact, and that are kept of all
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
 
 

@@ -237,7 +237,12 @@ def _set_lr(optimiser: torch.optim.Optimizer, options: TrainOptions, step: int, 
         share = max(share, min(1.0, seconds / options.budget))
     warm = min(1.0, (step + 1) / max(1, min(10, total // 10)))
     for group in optimiser.param_groups:
-        group["lr"] = options.lr * warm * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
+        group["lr"] = options.lr * warm * half_cosine(share)
+
+
+def half_cosine(share: float) -> float:
+    """What is left of a learning rate after a share of training (Loshchilov and Hutter, arXiv 1608.03983)."""
+    return max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def _fingerprint(

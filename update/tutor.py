@@ -1,8 +1,8 @@
-"""The tutor at study: the questions that a statement answers, near ones that it doesn't, and which is which.
+"""The tutor at study: the questions that a statement answers, near ones that it doesn't, which is which, what ended.
 
 A small adapter of the same base model, trained once on a corpus about nobody (`update.train_tutor`), takes the place
 of the one that learns. It writes questions (doc2query, Nogueira et al., arXiv 1904.08375), and says whether a statement
-answers a question, as `device.tutor` does when it is served.
+answers a question, as `device.tutor` does when it is served, and whether it is still true after a later message.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
+from engrain.device.tutor import NO, STANDS, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.adapter import Adapter
 from engrain.update.decoder import Decoder
 from engrain.update.generate import write
@@ -53,14 +53,25 @@ class Tutor:
 
     def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """For each statement and question the log-odds that it answers it, (pairs,) nats."""
-        verdict = self._runtime.tokenize(VERDICT)
-        choices = [self._runtime.tokenize(word)[0] for word in (YES, NO)]
+        return self._odds([asked_prompt(statement) for statement, _ in pairs], [f" {q}" for _, q in pairs], VERDICT)
+
+    def standing(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """For each statement and later message the log-odds that the statement is still true, (pairs,) nats."""
+        return self._odds([later_prompt(message) for _, message in pairs], [f" {s}" for s, _ in pairs], STANDS)
+
+    def _odds(self, heads: Sequence[str], texts: Sequence[str], verdict: str) -> np.ndarray:
+        """Log-odds of yes after each head and text."""
+        end, choices = self._runtime.tokenize(verdict), [self._runtime.tokenize(word)[0] for word in (YES, NO)]
         examples = []
-        for statement, question in pairs:
-            head, asked = self._runtime.tokenize(asked_prompt(statement)), self._runtime.tokenize(f" {question}")
-            text = (*head, *asked, *verdict)
-            examples += [Example((*text, word), len(text)) for word in choices]
+        for head, text in zip(heads, texts, strict=True):
+            tokens = (*self._runtime.tokenize(head), *self._runtime.tokenize(text), *end)
+            examples += [Example((*tokens, word), len(tokens)) for word in choices]
         with self._decoder.lent(self._adapter):
             found = np.array(log_probabilities(self._decoder, examples)).reshape(-1, 2)
         odds: np.ndarray = found[:, 0] - found[:, 1]
         return odds
+
+
+def later_prompt(message: str) -> str:
+    """Up to where a statement begins, told before the message, that is still true or isn't."""
+    return f"Later: {message}\nTold:"

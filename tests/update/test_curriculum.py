@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
+from engrain.device.interactions import Interaction
 from engrain.device.runtime import Runtime
 from engrain.update import gate
 from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
 from engrain.update.gate import came_back
 from engrain.update.study import Fact, Lesson, answered
-from engrain.update.supersede import superseded
+from engrain.update.supersede import standing, superseded
 from engrain.update.tutor import Tutor
 
 CAR, TEA = "You drive a yellow Dyane.", "Your tea is green."
@@ -42,29 +44,54 @@ def test_what_is_replaced_leaves_the_past() -> None:
 
 
 class Examiner:
-    """A tutor with fixed log-odds: `sure` where the statement holds a word of what it is said to answer."""
+    """A tutor with fixed log-odds. answers: words of a statement by a question's second; ends: of a message, by it."""
 
-    def __init__(self, answers: dict[str, str], sure: float = 3.0) -> None:
-        self.answers, self.sure = answers, sure
+    def __init__(self, answers: dict[str, str], ends: dict[str, str] | None = None) -> None:
+        self.answers, self.ends = answers, ends or {}
         self.asked: set[tuple[str, str]] = set()
+        self.weighed: set[tuple[str, str]] = set()
 
     def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         self.asked |= set(pairs)
-        return np.array([self.sure if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs])
+        return np.array([3.0 if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs])
+
+    def standing(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.weighed |= set(pairs)
+        return np.array([-9.0 if s in self.ends and self.ends[s] in message else 4.0 for s, message in pairs])
 
 
-@pytest.mark.parametrize(("sure", "expected"), [(3.0, {CAR}), (-1.0, set())])
-def test_a_fact_is_replaced_by_one_that_answers_its_questions(sure: float, expected: set[str]) -> None:
-    new = Fact("We drive a white Volvo now.", "You drive a white Volvo now.", ("volvo",))
-    tutor = Examiner({"car": "Volvo", "tea": "green"}, sure)
-    assert set(superseded(cast(Tutor, tutor), [new], PAST)) == expected
-    assert {statement for statement, _ in tutor.asked} == {new.said}  # of what shares a word
-    assert all("car" in question for _, question in tutor.asked)
+CHANGE = Interaction(7, "c", 0.0, None, "Sold the Dyane, we drive a Volvo. Lovely day!", "Nice.", "m")
+VOLVO = Fact("We drive a Volvo.", "You drive a Volvo.", ("volvo",), (7,))
+LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
+
+
+def test_what_a_message_ends_is_replaced_by_what_it_tells() -> None:
+    tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
+    assert superseded(cast(Tutor, tutor), [LOVELY, VOLVO], [CHANGE], PAST) == {CAR: VOLVO}
+    assert superseded(cast(Tutor, tutor), [], [CHANGE], PAST) == {CAR: None}  # over, and nothing new
+    assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
+
+
+def test_what_is_still_true_stays() -> None:
+    tutor = Examiner({"car": "Volvo"})
+    assert superseded(cast(Tutor, tutor), [VOLVO], [CHANGE], PAST) == {}
 
 
 def test_a_statement_does_not_replace_itself() -> None:
-    tutor = Examiner({"car": "Dyane"})
-    assert superseded(cast(Tutor, tutor), [Fact("I drive a yellow Dyane.", CAR, ())], PAST) == {}
+    tutor = Examiner({"car": "Dyane"}, ends={CAR: "Dyane"})
+    again = Interaction(7, "c", 0.0, None, "I drive a yellow Dyane.", "Nice.", "m")
+    assert superseded(cast(Tutor, tutor), [Fact("I drive a yellow Dyane.", CAR, (), (7,))], [again], PAST) == {}
+
+
+def test_what_was_corrected_in_the_same_conversation_is_not_learned() -> None:
+    texts = ["The rent is 385.", "Thanks.", "Sorry, 358.", "It's due on Friday.", "We meet at ten."]
+    talk = [Interaction(i, "c", 0.0, None, text, "Ok.", "m") for i, text in enumerate(texts)]
+    facts = [Fact(f"The rent is {n}.", f"The rent is {n}.", (n,), (i,)) for i, n in ((0, "385"), (2, "358"))]
+    tutor = Examiner({}, ends={facts[0].said: "Sorry"})
+    assert standing(cast(Tutor, tutor), facts, talk) == facts[1:]
+    assert (facts[0].said, talk[3].user) not in tutor.weighed  # far on, and shares no word
+    elsewhere = [replace(it, conversation=str(it.id)) for it in talk]
+    assert standing(cast(Tutor, Examiner({}, ends={facts[0].said: "Sorry"})), facts, elsewhere) == facts
 
 
 def test_questions_go_to_the_statement_that_answers_them_best() -> None:

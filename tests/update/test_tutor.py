@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from engrain.device.runtime import Runtime
-from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
+from engrain.device.tutor import NO, STANDS, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.gguf import open_gguf
-from engrain.update.corpus import Row, questions_of_users, read_corpus
+from engrain.update.corpus import Change, Row, questions_of_users, read_changes, read_corpus
 from engrain.update.decoder import Decoder
 from engrain.update.schooling import TUTOR, make, read_adapter
 from engrain.update.train_tutor import VERDICT_WEIGHT, Teaching, train_tutor
-from engrain.update.tutor import Tutor
+from engrain.update.tutor import Tutor, later_prompt
 from engrain.update.wording import has_first_person
 
 ROW = Row("I keep goats.", ("What do I keep?", "Which animals are mine?"), ("Where are the goats?",))
@@ -27,8 +27,14 @@ def test_corpus_is_whole() -> None:
     assert len(people) > 800 and len({row.said for row in rows}) == len(rows)
     for person in people:
         for row in person:
-            assert (len(row.ask), len(row.near)) == ((7, 5) if len(person) == 1 else (3, len(person) + 1))
+            assert (len(row.ask), len(row.near)) in ([(7, 5), (6, 4)] if len(person) == 1 else [(3, len(person) + 1)])
             assert not set(row.ask) & set(row.near)
+
+
+def test_changes_are_whole() -> None:
+    changes = read_changes()
+    assert len({change.said for change in changes}) == len(changes) > 300
+    assert all(len({*change.ends, *change.stays}) == 6 == 2 * len(change.ends) for change in changes)
 
 
 def test_questions_of_users_are_in_the_first_person() -> None:
@@ -54,6 +60,18 @@ def test_a_row_teaches_questions_and_verdicts(tiny: Path) -> None:
             assert set(weights[: -end - 1]) == {1.0} and weights[-end - 1 :] == [0.0] * end + [VERDICT_WEIGHT]
         else:  # what isn't answered isn't written under "Asked"
             assert weights == [VERDICT_WEIGHT] if text in denied else set(weights) == {1.0}
+
+
+def test_a_change_teaches_what_is_still_true(tiny: Path) -> None:
+    change = Change("I keep goats.", ("Sold the goats.",), ("The goats are fine.",))
+    with Runtime.load(tiny) as runtime:
+        pack = Teaching(runtime).pack([(change, ["It rains."])], random.Random(0))
+        texts = [runtime.detokenize(example.tokens) for example in pack.examples]
+        yes, no = (runtime.detokenize(runtime.tokenize(word)[:1]) for word in (YES, NO))
+    said = next(s for s in ("I keep goats.", "You keep goats.") if s in texts[0])
+    after = {"The goats are fine.": yes, "It rains.": yes, "Sold the goats.": no}
+    assert texts == [f"{later_prompt(message)} {said}{STANDS}{word}" for message, word in after.items()]
+    assert set(pack.weight.tolist()) == {VERDICT_WEIGHT}
 
 
 def test_it_learns_the_same_from_the_same_seed(tiny: Path) -> None:
