@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 MIN_RECALL = 0.5
-MAX_LOST = 0.15  # of the old questions answered before; one of them at least
+MAX_LOST = 0.2  # of the old questions answered before; one of them at least
 MAX_GONE = 40  # questions about what was forgotten
 MAX_KL = 0.5  # nats a token on unrelated prompts
 
