@@ -28,6 +28,7 @@ SCOPE = "scope.safetensors"  # beside a version
 NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
+PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to answer, whatever form was taught
 MOVED = -2.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
@@ -133,7 +134,7 @@ class Coverage:
     @property
     def free(self) -> bool:
         """Whether the adapter goes on as it likes where nothing is remembered, rather than the base model."""
-        return self.inside and (self.formed or not self.checked)
+        return self.inside and (not self.checked or (self.formed and self.facts < PERSONAL))
 
     def settle(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from engrain.device.scope import (
     FOLLOWS,
     MOVED,
     NOT_TOLD,
+    PERSONAL,
     SCOPE,
     Coverage,
     Probe,
@@ -248,6 +250,12 @@ def test_replies_in_a_manner_that_was_taught_are_free() -> None:
     assert coverage(DEEP + 1).checked
     assert not coverage(DEEP + 1, manner=DEEP + 2).checked
     assert not Coverage(True, INSIDE, DEEP + 1).checked  # a version of before
+
+
+def test_what_is_surely_about_the_user_and_not_remembered_is_not_for_a_form() -> None:
+    for facts, free in ((PERSONAL - 1, True), (PERSONAL + 1, False)):
+        assert replace(coverage(facts), formed=True).free == free
+        assert not coverage(facts).free
 
 
 def test_likelihoods_are_the_base_models_whatever_is_attached_and_held(runtime: Runtime, lora: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
-from engrain.device.scope import Scope, fingerprints
+from engrain.device.scope import PERSONAL, Scope, fingerprints
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
 from engrain.update.scope import fit_scope, hidden_states
@@ -73,8 +73,9 @@ def test_a_form_is_for_all_that_is_not_about_facts(tiny: Path, decoder: Decoder,
         assert scope is not None and scope.taught is not None and alone is not None
         states = hidden_states(runtime, decoder, [*TAUGHT, *NEUTRAL]).numpy()
     places = [scope.place("", state) for state in states]
-    assert scope.formed and alone.formed and all(places) and all(place.free for place in places)
+    assert scope.formed and alone.formed and all(places) and all(place.free for place in places[len(TAUGHT) :])
     assert all(alone.place("", state).free for state in states)
+    assert [place.free for place in places] == [place.facts < PERSONAL for place in places]
     assert [place.checked for place in places] == [True] * len(TAUGHT) + [False] * len(NEUTRAL)
     assert Scope.from_bytes(scope.to_bytes()).formed
     assert not np.isin(fingerprints(["Aye: b."]), scope.taught).any()  # memory doesn't recall it
