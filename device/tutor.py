@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 TUTORS = "tutors"  # folder of a home
 BUNDLED = Path(__file__).with_name(TUTORS)  # of the models that come with engrain
 VERDICT = "\nAnswers it:"  # after a question
-STANDS = "\nStill true:"  # after a statement
 YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")

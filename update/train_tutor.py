@@ -20,14 +20,14 @@ from dataclasses import replace
 import torch
 
 from engrain.device.runtime import Runtime
-from engrain.device.tutor import NO, STANDS, VERDICT, YES, asked_prompt, not_told_prompt
+from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.update import wording
 from engrain.update.corpus import Change, Person, Row
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, Pack, pack_examples
 from engrain.update.train import half_cosine
-from engrain.update.tutor import later_prompt
+from engrain.update.tutor import STANDS, later_prompt
 
 EPOCHS, LR, WARM_UP = 2, 2e-3, 10  # passes over the corpus's people, peak of a cosine schedule, steps
 TEXTS = 2  # of a person, in an epoch
@@ -55,10 +55,12 @@ class Teaching:
         said = wording.to_second_person(row.said) if rng.random() < 0.5 else row.said
         if isinstance(row, Change):
             after = dict.fromkeys((*row.stays, *far), YES) | dict.fromkeys(row.ends, NO)
-            return [self._stands(said, message, word) for message, word in after.items()]
+            return [
+                self._judged(self._tokens(later_prompt(message)), said, STANDS, word) for message, word in after.items()
+            ]
         asked, not_told = self._tokens(asked_prompt(said)), self._tokens(not_told_prompt(said))
         lessons = [self._answered(asked, question) for question in row.ask]
-        lessons += [self._denied(asked, question) for question in (*row.near, *far)]
+        lessons += [self._judged(asked, question, VERDICT, NO) for question in (*row.near, *far)]
         return lessons + [self._written(not_told, q) for q in rng.sample(row.near, min(WRITTEN_NEAR, len(row.near)))]
 
     def _answered(self, head: tuple[int, ...], question: str) -> Lesson:
@@ -67,14 +69,9 @@ class Teaching:
         weights = [1.0] * (len(asked) + 1) + [0.0] * (len(rest) - 2) + [VERDICT_WEIGHT]  # the line's end counts
         return Example((*head, *asked, *rest), len(head)), weights
 
-    def _denied(self, head: tuple[int, ...], question: str) -> Lesson:
-        """That the question isn't answered."""
-        prompt = (*head, *self._tokens(f" {question}"), *self._tokens(VERDICT))
-        return Example((*prompt, self._tokens(NO)[0]), len(prompt)), [VERDICT_WEIGHT]
-
-    def _stands(self, said: str, message: str, word: str) -> Lesson:
-        """That it is still true after a message, or isn't."""
-        prompt = (*self._tokens(later_prompt(message)), *self._tokens(f" {said}"), *self._tokens(STANDS))
+    def _judged(self, head: tuple[int, ...], text: str, verdict: str, word: str) -> Lesson:
+        """Only the word after a head, a text and where the verdict begins."""
+        prompt = (*head, *self._tokens(f" {text}"), *self._tokens(verdict))
         return Example((*prompt, self._tokens(word)[0]), len(prompt)), [VERDICT_WEIGHT]
 
     def _written(self, head: tuple[int, ...], question: str) -> Lesson:

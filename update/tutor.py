@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engrain.device.tutor import NO, STANDS, VERDICT, YES, asked_prompt, not_told_prompt
+from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.adapter import Adapter
 from engrain.update.decoder import Decoder
 from engrain.update.generate import write
@@ -22,6 +22,7 @@ from engrain.update.pack import Example
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
+STANDS = "\nStill true:"  # after a statement
 _TOKENS = 24  # of a question
 
 Progress = Callable[[int, int], None]

@@ -44,20 +44,25 @@ def test_what_is_replaced_leaves_the_past() -> None:
 
 
 class Examiner:
-    """A tutor with fixed log-odds. answers: words of a statement by a question's second; ends: of a message, by it."""
+    """A tutor with fixed log-odds: `sure` where a statement answers, `ended` where a message ends one.
 
-    def __init__(self, answers: dict[str, str], ends: dict[str, str] | None = None) -> None:
-        self.answers, self.ends = answers, ends or {}
+    answers: words of a statement by a question's second; ends: words of a message by the statement that it ends.
+    """
+
+    def __init__(
+        self, answers: dict[str, str], ends: dict[str, str] | None = None, sure: float = 3.0, ended: float = -9.0
+    ) -> None:
+        self.answers, self.ends, self.sure, self.ended = answers, ends or {}, sure, ended
         self.asked: set[tuple[str, str]] = set()
         self.weighed: set[tuple[str, str]] = set()
 
     def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         self.asked |= set(pairs)
-        return np.array([3.0 if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs])
+        return np.array([self.sure if self.answers.get(q.split()[1], "-") in s else -2.0 for s, q in pairs])
 
     def standing(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         self.weighed |= set(pairs)
-        return np.array([-9.0 if s in self.ends and self.ends[s] in message else 4.0 for s, message in pairs])
+        return np.array([self.ended if s in self.ends and self.ends[s] in message else 4.0 for s, message in pairs])
 
 
 CHANGE = Interaction(7, "c", 0.0, None, "Sold the Dyane, we drive a Volvo. Lovely day!", "Nice.", "m")
@@ -68,8 +73,16 @@ LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
 def test_what_a_message_ends_is_replaced_by_what_it_tells() -> None:
     tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
     assert superseded(cast(Tutor, tutor), [LOVELY, VOLVO], [CHANGE], PAST) == {CAR: VOLVO}
+    assert {statement for statement, _ in tutor.asked} == {LOVELY.said, VOLVO.said}
+    assert all("car" in question for _, question in tutor.asked)
     assert superseded(cast(Tutor, tutor), [], [CHANGE], PAST) == {CAR: None}  # over, and nothing new
     assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
+
+
+@pytest.mark.parametrize(("sure", "expected"), [(3.0, {CAR}), (-3.0, set())])
+def test_a_doubtful_end_is_one_where_a_new_fact_answers_the_questions(sure: float, expected: set[str]) -> None:
+    tutor = Examiner({"car": "Volvo"}, {CAR: "Dyane"}, sure, ended=-4.0)
+    assert set(superseded(cast(Tutor, tutor), [VOLVO], [CHANGE], PAST)) == expected
 
 
 def test_what_is_still_true_stays() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from engrain.device.runtime import Runtime
-from engrain.device.tutor import NO, STANDS, VERDICT, YES, asked_prompt, not_told_prompt
+from engrain.device.tutor import NO, VERDICT, YES, asked_prompt, not_told_prompt
 from engrain.quant.gguf import open_gguf
 from engrain.update.corpus import Change, Row, questions_of_users, read_changes, read_corpus
 from engrain.update.decoder import Decoder
 from engrain.update.schooling import TUTOR, make, read_adapter
 from engrain.update.train_tutor import VERDICT_WEIGHT, Teaching, train_tutor
-from engrain.update.tutor import Tutor, later_prompt
+from engrain.update.tutor import STANDS, Tutor, later_prompt
 from engrain.update.wording import has_first_person
 
 ROW = Row("I keep goats.", ("What do I keep?", "Which animals are mine?"), ("Where are the goats?",))
