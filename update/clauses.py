@@ -76,9 +76,14 @@ def in_request(sentence: str) -> list[str]:
 
     "Write to my landlady, Mrs. Osei, because the tap drips." -> "My landlady is called Mrs. Osei.", "The tap drips."
     """
-    names = [f"{m[1].capitalize()} {m[2]} is called {m[3]}." for m in _CALLED.finditer(sentence)]
+    names = names_in(sentence)
     reason = _REASON.search(sentence.rstrip("?"))
     return names + ([_sentence(each, ".") for each in apart(reason[1].rstrip("."))] if reason else [])
+
+
+def names_in(sentence: str) -> list[str]:
+    """Who or what is named where it is spoken of: "My nephew Tevita likes rice." -> "My nephew is called Tevita.\""""
+    return [f"{m[1].capitalize()} {m[2]} is called {m[3]}." for m in _CALLED.finditer(sentence)]
 
 
 def _hangs(clause: str) -> bool:

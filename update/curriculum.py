@@ -21,7 +21,7 @@ from engrain.update.decoder import Decoder
 from engrain.update.feedback import lessons_of_feedback
 from engrain.update.reader import Reader
 from engrain.update.study import Fact, Lesson
-from engrain.update.supersede import standing, superseded
+from engrain.update.supersede import restated, standing, superseded
 from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
@@ -132,12 +132,13 @@ def prepare(
     """
     facts = study.find_facts(runtime, reader, fresh, seed, lambda done, total: report(done, total, "what was said"))
     facts = standing(tutor, facts, fresh)
+    replaced = superseded(runtime, tutor, reader, facts, fresh, past.lessons)
+    facts = restated(facts, replaced)
     asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     rich = [(f, own) for f, own in zip(facts, asked, strict=True) if len(own) > FEW][:MAX_PROBES]
     probes = [_probe(f, own.pop(HELD_PLACE), known) for f, own in rich]
     lessons = study.lessons_of(facts, asked) + lessons_of_feedback(runtime, decoder, fresh, neutral, seed)
-    replaced = superseded(tutor, facts, fresh, past.lessons)
     for lesson in past.lessons:
         if new := replaced.get(lesson.answer):
             lessons.append(replace(lesson, answer=new.answer, source=new.source))

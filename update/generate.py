@@ -24,6 +24,7 @@ TOP_K, TOP_P = 64, 0.95  # a nucleus (Holtzman et al., arXiv 1904.09751) of the 
 _WIDTH = 256  # texts side by side
 _BYTES = 128 << 20  # of keys and values, or of attention weights, at once
 _SHRINK = 0.75  # of a batch: once fewer are left, only those go on
+_COLD = 1e-6  # a temperature at which the likeliest is as good as certain
 _PIECE = 512  # tokens of a common beginning that are evaluated at once
 
 
@@ -32,12 +33,15 @@ def write(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    temperature: float,
+    temperature: float | Sequence[float],
     seed: int,
     stop: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """What follows each prompt (token ids), up to the end of a turn or with the first of `stop`'s characters."""
+    """What follows each prompt (token ids), up to the end of a turn or with the first of `stop`'s characters.
+
+    temperature: of all, or of each; greedy at 0.
+    """
     ending: dict[int, bool] = {}
 
     def ends(token: int) -> bool:
@@ -55,15 +59,16 @@ def continued(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     ends: Callable[[int], bool],
-    temperature: float = 0.0,
+    temperature: float | Sequence[float] = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
-    """New tokens of each prompt, the one that `ends` it included; greedy at temperature 0."""
+    """New tokens of each prompt, the one that `ends` it included; greedy at temperature 0 (of all, or of each)."""
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = [[] for _ in prompts]
     order, shared = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), *prompts[i])), shared_prefix(prompts)
     tails = [tuple(prompt[shared:]) for prompt in prompts]
+    heat = torch.tensor(temperature).expand(len(prompts))
     first = _Held(decoder, 1, shared)
     for at in range(0, shared, _PIECE):
         _advance(decoder, first, [prompts[0][at : min(at + _PIECE, shared)]])
@@ -72,10 +77,11 @@ def continued(
         width = _width(decoder, room, room - max_tokens, shared)
         # None for one that has ended, and is carried on until enough have
         going: list[int | None] = list(order[:width])
+        warm = heat[order[:width]]
         held, hidden = _begin(decoder, [tails[i] for i in order[:width]], room, first)
         order = order[width:]
         for n in range(1, max_tokens + 1):
-            chosen = _choose(decoder, hidden, temperature, generator)
+            chosen = _choose(decoder, hidden, warm, generator)
             for row, (i, token) in enumerate(zip(going, chosen, strict=True)):
                 if i is not None:
                     found[i].append(token)
@@ -86,7 +92,7 @@ def continued(
                 break
             if len(left) < _SHRINK * len(going):
                 held.keep(left)
-                going, chosen = [going[row] for row in left], [chosen[row] for row in left]
+                going, chosen, warm = [going[row] for row in left], [chosen[row] for row in left], warm[left]
             hidden = _advance(decoder, held, [[token] for token in chosen])
     progress(len(prompts), len(prompts))
     return found
@@ -109,12 +115,13 @@ def _width(decoder: Decoder, room: int, tail: int, shared: int) -> int:
     return max(1, min(_WIDTH, _BYTES // max(keys_values, weights)))
 
 
-def _choose(decoder: Decoder, hidden: Tensor, temperature: float, generator: torch.Generator) -> list[int]:
-    """A token for each row of hidden (B, n_embd)."""
-    ids, log_p = (t.cpu() for t in likeliest(decoder, hidden, TOP_K if temperature else 1))
-    if not temperature:
+def _choose(decoder: Decoder, hidden: Tensor, temperature: Tensor, generator: torch.Generator) -> list[int]:
+    """A token for each row of hidden (B, n_embd), each at its own temperature (B,)."""
+    warm = bool(temperature.any())
+    ids, log_p = (t.cpu() for t in likeliest(decoder, hidden, TOP_K if warm else 1))
+    if not warm:
         return [int(i) for i in ids[:, 0]]
-    p = (log_p / temperature).softmax(1)
+    p = (log_p / temperature[:, None].clamp_min(_COLD)).softmax(1)
     p[:, 1:][p.cumsum(1)[:, :-1] > TOP_P] = 0  # what comes after enough of the probability
     return [int(i) for i in ids.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 END = "|"  # of a statement
-NEAR = 300  # characters of what came before
+NEAR = 500  # characters of what came before
+TURN = " / "  # between messages
 LONGEST = 400  # characters of a sentence; what is longer, pasted say, is left to grammar
 DRAFTS, TEMPERATURE = 3, 0.7  # beside the likeliest
 _TOKENS = 64
@@ -59,10 +60,13 @@ def read(messages: Sequence[tuple[str, str]]) -> Iterator[Sentence]:
     """The sentences of (conversation, text) messages, in order."""
     before: dict[str, str] = {}
     for i, (conversation, text) in enumerate(messages):
+        earlier = before.get(conversation, "")
+        between = TURN if earlier else ""
         for said in wording.sentences(text):
-            earlier = before.get(conversation, "")
             yield Sentence(said, earlier, i)
-            before[conversation] = " ".join(f"{earlier} {said}".split())[-NEAR:]
+            earlier = (earlier + between + " ".join(said.split()))[-NEAR:]
+            between = " "
+        before[conversation] = earlier
 
 
 class Reader:
@@ -95,7 +99,7 @@ class Reader:
             told[i] = own or told[i]  # in a language that it hardly knows, say
         found: list[list[str]] = [[] for _ in messages]
         for sentence, statements in zip(sentences, told, strict=True):
-            found[sentence.message] += statements
+            found[sentence.message] += [*newly_named(sentence, statements), *statements]
         return [list(dict.fromkeys(each)) for each in found]
 
     def _chosen(self, each: Sequence[tuple[Sentence, list[list[str]], list[str]]]) -> list[list[str]]:
@@ -117,19 +121,13 @@ class Reader:
 
     def _written(self, sentences: Sequence[Sentence], seed: int, progress: Progress) -> list[list[list[str]]]:
         """Distinct readings of each sentence, each some statements: the likeliest, some drafts, and nothing."""
-        prompts = [self._runtime.tokenize(s.prompt) for s in sentences]
-        several = [p for p in prompts for _ in range(DRAFTS)]
-        total = len(prompts) + len(several)
+        heat = (0.0, *(TEMPERATURE,) * DRAFTS)
+        prompts = [prompt for s in sentences for prompt in [self._runtime.tokenize(s.prompt)] * len(heat)]
         with self._decoder.lent(self._adapter):
-            likeliest = write(
-                self._runtime, self._decoder, prompts, _TOKENS, 0.0, seed, "\n",
-                lambda done, _: progress(done, total),
+            every = write(
+                self._runtime, self._decoder, prompts, _TOKENS, heat * len(sentences), seed, "\n", progress
             )  # fmt: skip
-            others = write(
-                self._runtime, self._decoder, several, _TOKENS, TEMPERATURE, seed, "\n",
-                lambda done, _: progress(len(prompts) + done, total),
-            )  # fmt: skip
-        texts = [[first, *others[i * DRAFTS : (i + 1) * DRAFTS]] for i, first in enumerate(likeliest)]
+        texts = [every[at : at + len(heat)] for at in range(0, len(every), len(heat))]
         read = [[tuple(s.strip() for s in text.split(END)[:-1] if s.strip()) for text in own] for own in texts]
         return [list(map(list, dict.fromkeys((*own, ())))) for own in read]
 
@@ -179,6 +177,15 @@ def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clau
         taken.append(best)
         left = left - _says(best)
     return [s for s in taken if not any(o != s and o.startswith(s.rstrip(".")) for o in taken)]
+
+
+def newly_named(sentence: Sentence, statements: Sequence[str]) -> Iterator[str]:
+    """Who is called what, where a reading alone puts a name beside its bearer: "my nephew", and later "Tevita"."""
+    heard = f"{sentence.before} / {sentence.said}".lower().replace(",", "")
+    for naming in (name for statement in statements for name in clauses.names_in(statement)):
+        bearer, name = naming.lower().rstrip(".").split(" is called ")
+        if f"{bearer.split()[-1]} {name}" not in heard:
+            yield naming
 
 
 def _listed(statements: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ answered, is dropped. Beside the facts stand questions that were never told, ans
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-DRAFTS, ASKED = 16, 7  # questions that the tutor writes for a fact, and that are kept of all
+DRAFTS, LIKELY, ASKED = 16, 14, 7  # questions that the tutor writes for a fact, that are weighed, that are kept
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
 
 
@@ -62,11 +61,12 @@ def find_facts(
 ) -> list[Fact]:
     """The statements in what the user said."""
     told = reader.told([(it.conversation, it.user) for it in interactions], seed, progress)
-    return [
-        Fact(said, wording.to_second_person(said), surprising_words(runtime, said), (it.id,))
-        for it, parts in zip(interactions, told, strict=True)
-        for said in parts
-    ]
+    return [to_fact(runtime, said, (it.id,)) for it, parts in zip(interactions, told, strict=True) for said in parts]
+
+
+def to_fact(runtime: Runtime, said: str, source: tuple[int, ...]) -> Fact:
+    """A statement of the user's, from the interactions of these ids."""
+    return Fact(said, wording.to_second_person(said), surprising_words(runtime, said), source)
 
 
 def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[str, ...]:
@@ -122,18 +122,18 @@ def might_answer(question: str, near: int, stems: Sequence[set[str]]) -> list[in
 def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]]) -> list[dict[str, float]]:
     """Of each statement's drafts those that it answers, and no other statement better; with the log-odds in nats.
 
-    Others are asked only if they share a word with the question.
+    Others are asked only about the LIKELY, and if they share a word with the question.
     """
+    own = iter(tutor.judged([(s, question) for s, each in zip(said, drafts, strict=True) for question in each]))
+    odds = [{q: float(next(own)) for q in each} for each in drafts]
+    likely = [sorted((q for q in each if each[q] >= ANSWERED), key=lambda q: -each[q])[:LIKELY] for each in odds]
     stems = [wording.stems(each) for each in said]
-    pairs = [(i, q, j) for i, own in enumerate(drafts) for q in own for j in might_answer(q, i, stems)]
-    odds: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
-    judged = tutor.judged([(said[j], question) for _, question, j in pairs])
-    for (i, question, j), verdict in zip(pairs, judged, strict=True):
-        odds[i, question][j] = verdict
-    return [
-        {q: odds[i, q][i] for q in own if odds[i, q][i] >= max(ANSWERED, *odds[i, q].values())}
-        for i, own in enumerate(drafts)
-    ]
+    pairs = [(i, q, j) for i, each in enumerate(likely) for q in each for j in might_answer(q, i, stems) if j != i]
+    better: set[tuple[int, str]] = set()
+    for (i, q, _), verdict in zip(pairs, tutor.judged([(said[j], q) for _, q, j in pairs]), strict=True):
+        if verdict > odds[i][q]:
+            better.add((i, q))
+    return [{q: odds[i][q] for q in each if (i, q) not in better} for i, each in enumerate(likely)]
 
 
 def is_about(question: str, fact: Fact) -> bool:

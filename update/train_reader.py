@@ -22,23 +22,30 @@ if TYPE_CHECKING:
 
 CONVERSATIONS = Path(__file__).with_name("conversations.jsonl")
 EPOCHS, LR, STEP_TOKENS = 2, 2e-3, 1024
+GOES_ON = 3  # every third conversation goes on from the one before it: people change the subject
 
 
 def read_conversations(path: Path = CONVERSATIONS) -> Iterator[tuple[Sentence, list[str]]]:
     """Each sentence of the corpus, and what it tells."""
-    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        sentences = list(read([("", turn) for turn in row["turns"]]))
-        for i, statements in enumerate(row["tells"]):
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for k, row in enumerate(rows):
+        earlier = rows[k - 1]["turns"] if k and k % GOES_ON == 0 else []
+        sentences = list(read([("", turn) for turn in (*earlier, *row["turns"])]))
+        for i, statements in enumerate(row["tells"], len(earlier)):
             own = [s for s in sentences if s.message == i]
             yield from zip(own, _apart(own, statements), strict=True)
 
 
 def _apart(sentences: Sequence[Sentence], statements: Sequence[str]) -> list[list[str]]:
-    """Of a message's statements those of each sentence: each belongs to the first that it shares most words with."""
+    """Of a message's statements those of each sentence.
+
+    Each belongs to where all that it says has been said, or as much of it as ever is; of these where it shares most.
+    """
     found: list[list[str]] = [[] for _ in sentences]
     for statement in statements:
-        shared = [len(wording.stems(statement) & wording.stems(s.said)) for s in sentences]
-        found[shared.index(max(shared))].append(statement)
+        own = wording.stems(statement)
+        fit = [(-len(own - wording.stems(f"{s.before} {s.said}")), len(own & wording.stems(s.said))) for s in sentences]
+        found[fit.index(max(fit))].append(statement)
     return found
 
 

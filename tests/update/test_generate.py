@@ -52,6 +52,14 @@ def test_a_seed_gives_the_same_texts(tiny: Path) -> None:
     assert one == again != other
 
 
+def test_each_text_has_its_own_temperature(tiny: Path) -> None:
+    decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
+    greedy = continued(decoder, PROMPTS, 8, ends)
+    mixed = continued(decoder, [p for p in PROMPTS for _ in range(2)], 8, ends, [0.0, 5.0] * len(PROMPTS))
+    assert mixed[::2] == greedy
+    assert mixed[1::2] != greedy
+
+
 def test_likely_tokens_are_drawn_as_often_as_they_are_likely(tiny: Path) -> None:
     decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
     drawn = [text[0] for text in continued(decoder, [HEAD] * 2000, 1, ends, 0.5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.update import schooling
 from engrain.update.decoder import Decoder
-from engrain.update.reader import NEAR, Reader, Sentence, choose, is_grounded, read
+from engrain.update.reader import NEAR, Reader, Sentence, choose, is_grounded, newly_named, read
 from engrain.update.schooling import READER, TUTOR, Subject, read_adapter
 from engrain.update.train_reader import read_conversations, to_lessons, train_reader
 
@@ -22,9 +23,10 @@ BAND = Sentence("The bakery lets us rehearse there.", "We're called the Tin Hero
 
 
 def test_sentences_come_with_what_was_said_before_in_their_conversation() -> None:
-    found = list(read([("a", "I row. Why not?"), ("b", "I knit."), ("a", "It's a lake boat.")]))
+    found = list(read([("a", "I row. Why not?"), ("b", "I knit."), ("a", "It's a lake boat."), ("a", "Blue.")]))
     assert [(s.said, s.before, s.message) for s in found] == [
         ("I row.", "", 0), ("Why not?", "I row.", 0), ("I knit.", "", 1), ("It's a lake boat.", "I row. Why not?", 2),
+        ("Blue.", "I row. Why not? / It's a lake boat.", 3),
     ]  # fmt: skip
 
 
@@ -75,6 +77,32 @@ def test_clauses_are_added_for_what_is_left_out() -> None:
     rain, both = "And she hates rain.", GOAT.said
     assert choose(GOAT, readings, {rain: -6.0}) == ["My goat Pim is nine.", rain]
     assert choose(GOAT, readings, {rain: -60.0}) == choose(GOAT, readings, {both: -0.1}) == ["My goat Pim is nine."]
+
+
+def test_who_is_called_what_is_told_where_only_a_reading_says_so() -> None:
+    late = Sentence("Tevita would eat rice every day", "One of us is my nephew.", 1)
+    assert list(newly_named(late, ["My nephew Tevita would eat rice."])) == ["My nephew is called Tevita."]
+    said = Sentence("We sail my old Contessa.", "", 0)
+    assert list(newly_named(said, ["We sail my old Contessa."])) == []
+
+
+def test_of_a_message_each_sentence_tells_what_was_said_by_then(tmp_path: Path) -> None:
+    rows = [
+        {"turns": ["I row.", "Why?"], "tells": [["I row."], []]},
+        {"turns": ["My brothers? Ivo. He's ten."], "tells": [["My brother Ivo is ten.", "My brother is called Ivo."]]},
+    ]
+    file = tmp_path / "talk.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    told = {sentence.said: statements for sentence, statements in read_conversations(file)}
+    assert told["He's ten."] == ["My brother Ivo is ten."]
+    assert told["Ivo."] == ["My brother is called Ivo."]
+
+
+def test_people_change_the_subject(tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text("\n".join(json.dumps({"turns": [f"{n}."], "tells": [[]]}) for n in "abcdefg"))
+    before = {sentence.said: sentence.before for sentence, _ in read_conversations(file)}
+    assert before == {"a.": "", "b.": "", "c.": "", "d.": "c.", "e.": "", "f.": "", "g.": "f."}
 
 
 def test_a_reader_learns_its_corpus_and_reads_with_it(tiny: Path, tmp_path: Path) -> None:
