@@ -43,6 +43,7 @@ _TITLE = r"(?:(?:Mr|Mrs|Ms|Dr|Prof)\.? )?"
 _CALLED = re.compile(
     rf"\b([Mm]y|[Oo]ur) ((?:[a-z-]+ ){{0,2}}[a-z-]+),? ({_TITLE}[A-Z][\w'’-]*[\w](?: [A-Z][\w'’-]*[\w])*)(?!['’]|\w)"
 )
+_OWNS = re.compile(r"['’]s$")
 _REASON = re.compile(rf"\b(?:because|since) (?={_SUBJECT})(.{{8,}})$", re.IGNORECASE)
 _BEFORE = re.compile(rf"^([^:.!?]{{3,60}}):\s+(?={_SUBJECT})", re.IGNORECASE)  # "Notes for our trip: we leave …"
 _PLURAL = re.compile(r"s$|(?:children|people|men|women|family|team|parents)\b|\band\b")
@@ -83,7 +84,8 @@ def in_request(sentence: str) -> list[str]:
 
 def names_in(sentence: str) -> list[str]:
     """Who or what is named where it is spoken of: "My nephew Tevita likes rice." -> "My nephew is called Tevita.\""""
-    return [f"{m[1].capitalize()} {m[2]} is called {m[3]}." for m in _CALLED.finditer(sentence)]
+    found = _CALLED.finditer(sentence)
+    return [f"{m[1].capitalize()} {m[2]} is called {_OWNS.sub('', m[3])}." for m in found]
 
 
 def _hangs(clause: str) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engrain.quant.adapter import Adapter
-from engrain.update import clauses, wording
+from engrain.update import clauses, frames, wording
 from engrain.update.decoder import Decoder
 from engrain.update.generate import write
 from engrain.update.likelihood import log_probabilities
@@ -182,9 +182,10 @@ def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clau
 def newly_named(sentence: Sentence, statements: Sequence[str]) -> Iterator[str]:
     """Who is called what, where a reading alone puts a name beside its bearer: "my nephew", and later "Tevita"."""
     heard = f"{sentence.before} / {sentence.said}".lower().replace(",", "")
-    for naming in (name for statement in statements for name in clauses.names_in(statement)):
+    plain = [statement for statement in statements if not _NAMING.intersection(wording.words(statement))]
+    for naming in (name for statement in plain for name in clauses.names_in(statement)):
         bearer, name = naming.lower().rstrip(".").split(" is called ")
-        if f"{bearer.split()[-1]} {name}" not in heard:
+        if not frames.HELPERS.intersection(bearer.split()) and f"{bearer.split()[-1]} {name}" not in heard:
             yield naming
 
 
