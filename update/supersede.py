@@ -38,8 +38,8 @@ def superseded(
 ) -> dict[str, Fact | None]:
     """Old answers that no longer hold, each with the new fact that answers its questions best; None without any.
 
-    That fact may be none of `facts`, but the message read once more as if the old statement stood right before it:
-    "My locker is number 204 now." lacks where that is.
+    That fact may be none of `facts`, but a sentence as it was said, or the message read once more as if the old
+    statement stood right before it: "My locker is number 204 now." lacks where that is.
     """
     asked = _asked(old)
     for repeated in {f.answer for f in facts} & set(asked):
@@ -51,9 +51,13 @@ def superseded(
     doubtful.sort(key=lambda each: each[1])  # what was said last counts
     read = _read_after(reader, [(wording.to_first_person(answer), piece) for answer, _, piece, _ in doubtful])
     found: dict[str, Fact | None] = {}
-    for (answer, id, _, odds), statements in zip(doubtful, read, strict=True):
-        fuller = [to_fact(runtime, each, (id,)) for each in statements if wording.stems(each) - wording.stems(answer)]
-        new, answers = _best(tutor, [*told[id], *fuller], asked[answer])
+    for (answer, id, piece, odds), statements in zip(doubtful, read, strict=True):
+        others = [*filter(wording.is_statement, wording.sentences(piece)), *statements]
+        fuller = [to_fact(runtime, each, (id,)) for each in others if _is_news(each, piece, answer, asked[answer])]
+        new, answers = _best(tutor, told[id], asked[answer])
+        other, better = _best(tutor, fuller, asked[answer])
+        if better > max(answers, 0.0):
+            new, answers = other, better
         if odds - answers < ENDED:
             found[answer] = new or found.get(answer)
     return found
@@ -67,6 +71,13 @@ def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list
             said, before = wording.stems(new.said), wording.stems(answer)
             told = [f for f in told if f.source != new.source or wording.stems(f.said) - before - said] + [new]
     return told
+
+
+def _is_news(statement: str, message: str, answer: str, questions: Sequence[str]) -> bool:
+    """Whether it says more than an old answer does, without its value: what none of its questions gives away."""
+    said, before = wording.stems(statement), wording.stems(answer)
+    value = before.difference(*map(wording.stems, questions)) - wording.stems(message)
+    return bool(said - before) and not said & value
 
 
 def _read_after(reader: Reader, pairs: Sequence[tuple[str, str]]) -> list[list[str]]:

@@ -98,9 +98,9 @@ LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
 def test_what_a_message_ends_is_replaced_by_what_it_tells(tiny: Path) -> None:
     tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
     assert replaced_by(tiny, tutor, [LOVELY, VOLVO], CHANGE) == {CAR: VOLVO}
-    assert {statement for statement, _ in tutor.heard} == {LOVELY.said, VOLVO.said}
+    assert {statement for statement, _ in tutor.heard} == {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."}
     assert all("car" in question for _, question in tutor.heard)
-    assert replaced_by(tiny, tutor, [], CHANGE) == {CAR: None}  # over, and nothing new
+    assert replaced_by(tiny, Examiner({}, tutor.ends), [], CHANGE) == {CAR: None}  # over, and nothing new
     assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
 
 
@@ -124,15 +124,28 @@ def test_a_statement_does_not_replace_itself(tiny: Path) -> None:
 def test_what_takes_an_old_place_is_told_as_fully(tiny: Path) -> None:
     locker, message = "Your locker at work is number 118.", replace(CHANGE, user="My locker moved: number 204 now.")
     short, other = (Fact(said, said, ("204",), (7,)) for said in ("My locker is number 204 now.", "My day is long."))
-    past = [Lesson(f"Which locker is mine {i}?", locker, "fact", (1,)) for i in range(3)]
+    past = [Lesson(f"Which locker at work is mine {i}?", locker, "fact", (1,)) for i in range(3)]
     tutor = Examiner({"locker": "work"}, ends={locker: "moved"})
-    reader = Reading({("My locker at work is number 118.", "204"): "My locker at work is number 204."})
+    after = "My locker at work is number 118."
+    reader = Reading({(after, "204"): "My locker at work is number 204.", (after, "moved"): f"{after} 204."})
     with Runtime.load(tiny) as runtime:
         found = superseded(runtime, cast(Tutor, tutor), cast(Reader, reader), [short, other], [message], past)
     full = found[locker]
     assert full and (full.said, full.source) == ("My locker at work is number 204.", (7,))
     assert restated([short, other], found) == [other, full]
     assert restated([full, other], found) == [full, other]
+
+
+def test_what_takes_an_old_place_may_be_the_sentence_as_it_was_said(tiny: Path) -> None:
+    locker, message = "Your locker is number 118.", replace(CHANGE, user="My locker moved: it is number 204 now. Nice!")
+    moved = Fact("My locker moved.", "Your locker moved.", ("moved",), (7,))
+    past = [Lesson("Which locker is mine?", locker, "fact", (1,))]
+    tutor = Examiner({"locker": "204"}, ends={locker: "moved"})
+    with Runtime.load(tiny) as runtime:
+        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [moved], [message], past)
+    said = found[locker]
+    assert said and said.said == "My locker moved: it is number 204 now."
+    assert restated([moved], found) == [said]  # says no more
 
 
 def test_of_two_changes_the_later_counts(tiny: Path) -> None:
