@@ -165,7 +165,7 @@ def verify(
       engrain adapter verify
     """
     from engrain.device.scope import check_scope
-    from engrain.quant.adapter import load_peft
+    from engrain.quant.peft import load_peft
 
     registry = _registry()
     results = []

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engrain.device.home import cannot_write, sync_folder
+from engrain.device.home import cannot_write
 from engrain.quant.errors import EngrainError
+from engrain.quant.files import sync_folder
 
 _APPLICATION_ID = 0x656E6772  # "engr": tells our files from another program's
 _MAGIC = b"SQLite format 3\0"

@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from engrain.quant.errors import EngrainError
+from engrain.quant.files import replace_file
 
 try:
     import fcntl
@@ -101,33 +101,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises HomeError when that fails; the old file is then whole and no temporary file is left.
     """
     raw = data.encode(errors="replace") if isinstance(data, str) else data
-    temporary: str | None = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105
-        temporary = None
-        sync_folder(path.parent)
+        replace_file(path, lambda temporary: temporary.write_bytes(raw))
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Windows has no such call, and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

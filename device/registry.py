@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import struct
@@ -19,14 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engrain.device.home import Home, cannot_write, lock, sync_folder, write_atomic
+from engrain.device.home import Home, cannot_write, lock, write_atomic
 from engrain.device.models import hash_file
 from engrain.quant.errors import EngrainError
+from engrain.quant.files import replace_file, sync_folder
 
 if TYPE_CHECKING:
     from engrain.quant.adapter import Adapter
 
-# As in quant.adapter, which chat starts don't import.
+# As in quant.peft, which chat starts don't import.
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 # Beside a version: what it was taught, question by question, and the questions kept out of training.
 LESSONS, PROBES = "lessons.jsonl", "probes.jsonl"
@@ -99,7 +99,7 @@ class Registry:
 
     def add(self, adapter: Adapter, card: str, extra: Mapping[str, bytes] | None = None) -> Version:
         """Store a new version with its card and `extra` files (name -> content); `current` stays."""
-        from engrain.quant.adapter import save_peft
+        from engrain.quant.peft import save_peft
 
         if not _DIGEST.fullmatch(adapter.metadata.get("engrain.base_sha256", "")):
             raise RegistryError("an adapter needs its base model's SHA-256 in engrain.base_sha256: import it again")
@@ -218,25 +218,14 @@ class Registry:
         version = _sound(_read(version.folder))
         target = self._gguf_path(version)
         if not target.is_file():
-            from engrain.quant.adapter import load_peft, save_gguf
+            from engrain.quant.gguf_lora import save_gguf
+            from engrain.quant.peft import load_peft
 
-            temporary: Path | None = None
             try:
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor, name = tempfile.mkstemp(prefix=".", suffix=".gguf", dir=target.parent)
-                os.close(descriptor)
-                temporary = Path(name)
-                save_gguf(load_peft(version.folder), temporary)
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-                temporary = None
-                sync_folder(target.parent)
+                replace_file(target, lambda temporary: save_gguf(load_peft(version.folder), temporary))
             except OSError as error:
                 raise cannot_write(target, error) from error
-            finally:
-                if temporary is not None:
-                    temporary.unlink(missing_ok=True)
         return target
 
     def _gguf_path(self, version: Version) -> Path:
@@ -339,7 +328,7 @@ def _sound(version: Version) -> Version:
 
 
 def _loadable(version: Version) -> Version:
-    from engrain.quant.adapter import load_peft
+    from engrain.quant.peft import load_peft
 
     load_peft(_sound(version).folder)
     return version

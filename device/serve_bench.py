@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from engrain.device.runtime import Runtime
-from engrain.quant.adapter import Adapter, save_gguf
+from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import GGUFModel, open_gguf
+from engrain.quant.gguf_lora import save_gguf
 from engrain.quant.names import is_linear
 
 _START = """

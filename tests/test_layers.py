@@ -90,7 +90,9 @@ def test_nothing_unpickles(path: Path) -> None:
             assert ast.unparse(node.value) == "False", f"{relative(path)}:{node.value.lineno} allows pickle"
 
 
-@pytest.mark.parametrize("module", ["engrain.cli.main", "engrain.device.chat", "engrain.quant.adapter"])
+@pytest.mark.parametrize(
+    "module", ["engrain.cli.main", "engrain.device.chat", "engrain.quant.peft", "engrain.quant.gguf_lora"]
+)
 def test_chatting_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests")

@@ -11,7 +11,8 @@ import numpy as np
 
 from engrain.device.home import Home
 from engrain.device.scope import Scope
-from engrain.quant.adapter import Adapter, save_gguf
+from engrain.quant.adapter import Adapter
+from engrain.quant.gguf_lora import save_gguf
 from engrain.update import gate, page
 from engrain.update.curriculum import MAX_OLD_PROBES, Curriculum, Probe
 from engrain.update.pack import Example

@@ -16,8 +16,9 @@ from engrain.device.registry import Registry, Version
 from engrain.device.runtime import Runtime
 from engrain.device.scope import SCOPE
 from engrain.device.serving import attached
-from engrain.quant.adapter import Adapter, load_peft
+from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import GGUFModel, open_gguf
+from engrain.quant.peft import load_peft
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import ANSWER_TOKENS, anchors
 from engrain.update.build import RANK, build_decoder, extract, pick_device

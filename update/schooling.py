@@ -16,9 +16,10 @@ from engrain.device import models
 from engrain.device.home import Home, open_home
 from engrain.device.runtime import Runtime
 from engrain.device.tutor import BUNDLED, TUTORS, adapter_paths
-from engrain.quant.adapter import Adapter, load_gguf, save_gguf
+from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
+from engrain.quant.gguf_lora import load_gguf, save_gguf
 from engrain.update.build import build_decoder, extract
 from engrain.update.corpus import read_changes, read_corpus
 from engrain.update.decoder import Decoder

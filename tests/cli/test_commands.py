@@ -17,7 +17,9 @@ from engrain.cli.main import app, run
 from engrain.device.home import open_home
 from engrain.device.interactions import InteractionLog
 from engrain.device.registry import WEIGHTS, Registry
-from engrain.quant.adapter import Adapter, load_gguf, load_peft
+from engrain.quant.adapter import Adapter
+from engrain.quant.gguf_lora import load_gguf
+from engrain.quant.peft import load_peft
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,10 @@ import pytest
 
 from engrain.device.home import Home, HomeError, open_home
 from engrain.device.registry import CONFIG, WEIGHTS, Registry, RegistryError, read_header
-from engrain.quant.adapter import Adapter, load_gguf, load_peft
+from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
+from engrain.quant.gguf_lora import load_gguf
+from engrain.quant.peft import load_peft
 
 BASE, OTHER = "a" * 64, "b" * 64
 

@@ -14,9 +14,10 @@ from engrain.device.home import open_home
 from engrain.device.models import resolve
 from engrain.device.runtime import ModelError, PromptTooLong, Runtime, physical_cores
 from engrain.device.sampling import Reply, Sampler
-from engrain.quant.adapter import Adapter, save_gguf
+from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import open_gguf
+from engrain.quant.gguf_lora import save_gguf
 
 from ..tiny import build_tiny_gguf
 

@@ -34,8 +34,8 @@ from engrain.device.scope import (
     read_scope,
 )
 from engrain.device.template import Message
-from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
+from engrain.quant.gguf_lora import save_gguf
 from engrain.update.build import extract
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples

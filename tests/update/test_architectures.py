@@ -9,8 +9,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from engrain.device.runtime import Runtime
-from engrain.quant.adapter import save_gguf
 from engrain.quant.gguf import open_gguf
+from engrain.quant.gguf_lora import save_gguf
 from engrain.update.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture_of
 from engrain.update.build import extract
 from engrain.update.decoder import Decoder

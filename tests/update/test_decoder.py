@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from engrain.device.runtime import Runtime
-from engrain.quant.adapter import Adapter, save_gguf
+from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import open_gguf
+from engrain.quant.gguf_lora import save_gguf
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, pack_examples, plan_packs
