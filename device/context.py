@@ -1,65 +1,22 @@
-"""llama.cpp's own side of a runtime: one context of keys and values, its log, and what can go wrong."""
+"""Keys, values and logits: one context of llama.cpp, and the batches that fill it."""
 
 from __future__ import annotations
 
 import ctypes
-from collections import deque
 from typing import Any
 
 import llama_cpp.llama_cpp as native
 import numpy as np
 
-from engrain.quant.errors import EngrainError
+from engrain.device.llama_model import LlamaModel, ModelError, log
 
-_GGML_LOG_LEVEL_ERROR = 4  # as in ggml.h; the binding's own comment has the numbers of an older one
 _BATCH = 512  # tokens evaluated at once
-
-
-class ModelError(EngrainError):
-    """llama.cpp can't load or run this model or adapter."""
-
-
-class PromptTooLong(ModelError):
-    """The prompt leaves no room for a reply in the context."""
-
-    def __init__(self, prompt_tokens: int, n_ctx: int) -> None:
-        super().__init__(
-            f"the prompt is {prompt_tokens} tokens long and the context holds {n_ctx}: "
-            "shorten it, or raise the context size"
-        )
-        self.prompt_tokens = prompt_tokens
-        self.n_ctx = n_ctx
-
-
-class _NativeLog:
-    """llama.cpp's log: nothing reaches the terminal, and the last errors are kept to be quoted."""
-
-    def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=8)
-        self._callback = native.llama_log_callback(self._receive)  # must outlive its use by llama.cpp
-        native.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _receive(self, level: int, text: bytes | None, _: Any) -> None:
-        if level == _GGML_LOG_LEVEL_ERROR and text:
-            self._errors.append(text.decode("utf-8", "replace"))
-
-    def clear(self) -> None:
-        self._errors.clear()
-
-    def reason(self) -> str:
-        """The first error since `clear`, which names the cause, without the function that logged it."""
-        for line in self._errors:
-            return " ".join(line.split(": ", 1)[-1].split())[:300]
-        return "llama.cpp gives no reason"
-
-
-log = _NativeLog()
 
 
 class Context:
     """One llama_context: the keys and values of some sequences, and the batches that fill them."""
 
-    def __init__(self, model: int, n_vocab: int, n_ctx: int, n_sequences: int, n_threads: int) -> None:
+    def __init__(self, model: LlamaModel, n_ctx: int, n_sequences: int) -> None:
         params = native.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = min(_BATCH, n_ctx)
@@ -69,14 +26,14 @@ class Context:
             # On CPU it decodes long contexts at half the speed, and makes logits depend on the batch's size.
             params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.kv_unified = True  # sequences share cells, so a common prefix is held once
-        params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = model.n_threads
         log.clear()
-        self._pointer = native.llama_init_from_model(model, params)
+        self._pointer = native.llama_init_from_model(model.pointer, params)
         if not self._pointer:
             raise ModelError(f"llama.cpp can't make a context of {n_ctx} tokens: {log.reason()}; try a smaller one")
         self._memory = native.llama_get_memory(self._pointer)
         self.sequences = n_sequences
-        self._n_vocab, self._n_embd = n_vocab, int(native.llama_model_n_embd(model))
+        self._n_vocab, self._n_embd = model.n_vocab, model.n_embd
         self._n_batch = int(native.llama_n_batch(self._pointer))
         # The batch's arrays live here and are filled in place; every token belongs to one sequence.
         size = self._n_batch

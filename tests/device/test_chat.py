@@ -12,7 +12,8 @@ import pytest
 
 from engrain.device.chat import Conversation
 from engrain.device.interactions import InteractionLog
-from engrain.device.runtime import PromptTooLong, Runtime
+from engrain.device.llama_model import PromptTooLong
+from engrain.device.runtime import Runtime
 from engrain.quant.errors import EngrainError
 
 SHA = "ab" * 32
@@ -85,7 +86,7 @@ def test_breaking_off_records_what_was_there(talk: Conversation, log: Interactio
 def test_an_interrupt_inside_the_model_is_recorded(
     talk: Conversation, log: InteractionLog, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = runtime._next_logits
+    whole = runtime._main.next_logits
     calls = 0
 
     def interrupted(tokens: list[int]) -> object:
@@ -95,7 +96,7 @@ def test_an_interrupt_inside_the_model_is_recorded(
             raise KeyboardInterrupt
         return whole(tokens)
 
-    monkeypatch.setattr(runtime, "_next_logits", interrupted)
+    monkeypatch.setattr(runtime._main, "next_logits", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(talk.say("Hello"))
     (recorded,) = log.list()
@@ -111,7 +112,7 @@ def test_an_interrupt_before_the_first_word(
     def interrupted(tokens: list[int]) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime, "_next_logits", interrupted)
+    monkeypatch.setattr(runtime._main, "next_logits", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(talk.say("Hello"))
     monkeypatch.undo()

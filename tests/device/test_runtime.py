@@ -1,4 +1,4 @@
-"""llama.cpp as it is used here: text, streams, scores, batches, adapters."""
+"""llama.cpp as it is used here: streams, scores, batches, adapters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from engrain.device.home import open_home
+from engrain.device.llama_model import ModelError, PromptTooLong, physical_cores
 from engrain.device.models import resolve
-from engrain.device.runtime import ModelError, PromptTooLong, Runtime, physical_cores
+from engrain.device.runtime import Runtime
 from engrain.device.sampling import Reply, Sampler
 from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
@@ -127,47 +128,6 @@ def test_physical_cores() -> None:
     assert 1 <= physical_cores() <= 1024
 
 
-# Text
-
-
-@pytest.mark.parametrize("text", ["", "Hello", "naïve 日本語 🙂", "a\0b", "  two  spaces\n\n", "x" * 5000])
-def test_text_survives_tokens(runtime: Runtime, text: str) -> None:
-    assert runtime.detokenize(runtime.tokenize(text)).strip(" ") == text.strip(" ")
-
-
-def test_lone_surrogates_do_no_harm(runtime: Runtime) -> None:
-    assert runtime.detokenize(runtime.tokenize("a\udcffb")).strip() == "a?b"
-
-
-def test_a_token_that_is_none(runtime: Runtime) -> None:
-    for token in (-1, runtime.n_vocab):
-        with pytest.raises(ModelError, match="vocabulary"):
-            runtime.detokenize([token])
-
-
-def test_prompt_is_the_rendered_template(runtime: Runtime) -> None:
-    text = runtime.render(LONGER)
-    assert "Be brief." in text and text.index("I am here.") < text.index("And what")
-    tokens = runtime.prompt_tokens(LONGER)
-    rendered = runtime.tokenize(text, special=True)
-    assert tokens[-len(rendered) :] == rendered
-    assert len(tokens) - len(rendered) <= 1  # BOS, where the model wants one
-
-
-def test_targets_go_on_from_the_prompt(runtime: Runtime) -> None:
-    target = runtime.target_tokens(HELLO, "I am here, 🙂.")
-    assert target[-1] == runtime.end_of_turn
-    assert runtime.detokenize(target[:-1]).strip() == "I am here, 🙂."
-    turn = [*HELLO, {"role": "assistant", "content": "I am here, 🙂."}]
-    written = runtime._rendered_tokens(runtime.render(turn, add_generation_prompt=False))
-    served = runtime.prompt_tokens(HELLO) + target
-    assert written[: len(served)] == served  # as the template writes the turn
-
-
-def test_end_of_turn_ends_a_stream(runtime: Runtime) -> None:
-    assert runtime.is_end(runtime.end_of_turn)
-
-
 # Streams
 
 
@@ -191,10 +151,10 @@ def test_greedy_is_the_largest_logit(runtime: Runtime) -> None:
 def test_the_held_prefix_changes_nothing(tiny: Path, runtime: Runtime) -> None:
     runtime.complete(HELLO, max_tokens=5)
     runtime.complete(LONGER, max_tokens=5)
-    warm = runtime._next_logits(runtime.prompt_tokens(LONGER))
-    assert len(runtime._held) == len(runtime.prompt_tokens(LONGER))
+    warm = runtime._main.next_logits(runtime.prompt_tokens(LONGER))
+    assert len(runtime._main.held) == len(runtime.prompt_tokens(LONGER))
     with Runtime.load(tiny, n_ctx=256) as fresh:
-        cold = fresh._next_logits(fresh.prompt_tokens(LONGER))
+        cold = fresh._main.next_logits(fresh.prompt_tokens(LONGER))
     np.testing.assert_allclose(warm, cold, atol=NOISE)
 
 
@@ -335,10 +295,10 @@ def test_a_change_of_adapters_drops_what_is_held(tiny: Path, runtime: Runtime, a
     tokens = runtime.prompt_tokens(LONGER)
     with Runtime.load(tiny, n_ctx=256) as fresh:
         fresh.attach(adapters[0])
-        expected = fresh._next_logits(tokens)
+        expected = fresh._main.next_logits(tokens)
     runtime.complete_tokens(tokens, 3)
     runtime.attach(adapters[0])
-    np.testing.assert_array_equal(runtime._next_logits(tokens), expected)
+    np.testing.assert_array_equal(runtime._main.next_logits(tokens), expected)
 
 
 def test_batches_are_served_with_the_adapter(runtime: Runtime, adapters: tuple[Path, Path]) -> None:

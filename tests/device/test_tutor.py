@@ -10,7 +10,8 @@ import torch
 
 from engrain.device import judge, models, tutor
 from engrain.device.home import open_home
-from engrain.device.runtime import ModelError, Runtime
+from engrain.device.llama_model import ModelError
+from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.quant.gguf_lora import save_gguf
 from engrain.update.build import extract
