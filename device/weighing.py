@@ -72,9 +72,11 @@ class Weighing:
         if tutor is None:
             raise ModelError(f"{self._model.path.name} has no tutor to weigh with")
         if tutor.context is None:
-            tutor.context = Context(self._model, CELLS, SEQUENCES)
-            if not tutor.context.set_adapter(tutor.pointer, 1.0):
+            context = Context(self._model, CELLS, SEQUENCES)
+            if not context.set_adapter(tutor.pointer, 1.0):
+                context.close()
                 raise ModelError(f"llama.cpp can't attach the tutor {tutor.path}: {log.reason()}; delete it")
+            tutor.context = context
         return weigh(tutor.context, prompts, target, choices)
 
     def close(self) -> None:
