@@ -77,8 +77,8 @@ class LlamaModel:
         self._pointer: int | None = pointer
         try:
             _check_decoder(path, pointer)
-            self._vocab = native.llama_model_get_vocab(pointer)
-            self.n_vocab = int(native.llama_vocab_n_tokens(self._vocab))
+            self._vocab_pointer = native.llama_model_get_vocab(pointer)
+            self.n_vocab = int(native.llama_vocab_n_tokens(self._vocab_pointer))
             self.n_embd = int(native.llama_model_n_embd(pointer))
             self.n_ctx_train = int(native.llama_model_n_ctx_train(pointer))
             self.n_threads = n_threads or physical_cores()
@@ -108,10 +108,58 @@ class LlamaModel:
         return self._pointer
 
     @property
-    def vocab(self) -> Any:
+    def _vocab(self) -> Any:
         """The llama_vocab."""
         self.check_open()
-        return self._vocab
+        return self._vocab_pointer
+
+    @property
+    def bos(self) -> int:
+        """The token that begins a text; negative without one."""
+        return int(native.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a text; negative without one."""
+        return int(native.llama_vocab_eos(self._vocab))
+
+    @property
+    def eot(self) -> int:
+        """The token that ends a turn; negative without one."""
+        return int(native.llama_vocab_eot(self._vocab))
+
+    @property
+    def wants_bos(self) -> bool:
+        """Whether a text is to begin with BOS."""
+        return bool(native.llama_vocab_get_add_bos(self._vocab))
+
+    def is_end(self, token: int) -> bool:
+        """Whether a reply ends with this token."""
+        return bool(native.llama_vocab_is_eog(self._vocab, token))
+
+    def tokenize(self, data: bytes, special: bool) -> list[int]:
+        """The token ids of UTF-8 text, nothing put before it. special: read control tokens."""
+        vocab, size = self._vocab, len(data) + 8  # a token is at least a byte, but a space may be put first
+        while True:
+            buffer = (native.llama_token * size)()
+            count = native.llama_tokenize(vocab, data, len(data), buffer, size, False, special)
+            if count >= 0:
+                return list(buffer[:count])
+            if -count <= size:
+                raise ModelError("llama.cpp can't tokenise with this model: it has no usable vocabulary")
+            size = -count
+
+    def piece(self, token: int, special: bool) -> bytes:
+        """The bytes of one token. special: those of a control token too."""
+        vocab, size = self._vocab, 32
+        if not 0 <= token < self.n_vocab:
+            raise ModelError(f"token {token} is not in the model's vocabulary of {self.n_vocab}")
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = native.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
 
     @property
     def chat_template(self) -> str | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import cached_property
 
-import llama_cpp.llama_cpp as native
-
 from engrain.device.batching import common_prefix
-from engrain.device.llama_model import LlamaModel, ModelError
+from engrain.device.llama_model import LlamaModel
 from engrain.device.template import ChatTemplate, Message
 
 
@@ -18,24 +15,14 @@ class Tokenizer:
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model
-        self._bos = int(native.llama_vocab_bos(model.vocab))
-        self.template = ChatTemplate(model.chat_template, *map(self._token_text, (self._bos, self._eos())))
+        self._bos = model.bos
+        self.template = ChatTemplate(model.chat_template, *map(self._token_text, (self._bos, model.eos)))
         self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str, special: bool = False, bos: bool = False) -> list[int]:
         """Token ids. special: read "<|im_end|>" and the like as control tokens; bos: put BOS first."""
-        vocab = self._model.vocab
-        data = text.encode("utf-8", "replace")
-        size = len(data) + 8  # a token is at least a byte, but a space may be put first
-        while True:
-            buffer = (native.llama_token * size)()
-            count = native.llama_tokenize(vocab, data, len(data), buffer, size, False, special)
-            if count >= 0:
-                tokens = list(buffer[:count])
-                return [self._bos, *tokens] if bos and self._bos >= 0 else tokens
-            if -count <= size:
-                raise ModelError("llama.cpp can't tokenise with this model: it has no usable vocabulary")
-            size = -count
+        tokens = self._model.tokenize(text.encode("utf-8", "replace"), special)
+        return [self._bos, *tokens] if bos and self._bos >= 0 else tokens
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens as it is streamed: control tokens are silent."""
@@ -44,30 +31,15 @@ class Tokenizer:
     def piece(self, token: int) -> bytes:
         """The bytes of one token, which may be half a character; none for a control token."""
         if token not in self._pieces:
-            self._pieces[token] = self._token_bytes(token, special=False)
+            self._pieces[token] = self._model.piece(token, special=False)
         return self._pieces[token]
 
-    def _token_bytes(self, token: int, special: bool) -> bytes:
-        vocab = self._model.vocab
-        if not 0 <= token < self._model.n_vocab:
-            raise ModelError(f"token {token} is not in the model's vocabulary of {self._model.n_vocab}")
-        size = 32
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = native.llama_token_to_piece(vocab, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
-
     def _token_text(self, token: int) -> str:
-        return self._token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
-
-    def _eos(self) -> int:
-        return int(native.llama_vocab_eos(self._model.vocab))
+        return self._model.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def is_end(self, token: int) -> bool:
         """Whether a reply ends with this token."""
-        return bool(native.llama_vocab_is_eog(self._model.vocab, token))
+        return self._model.is_end(token)
 
     @property
     def has_template(self) -> bool:
@@ -81,7 +53,7 @@ class Tokenizer:
     def rendered_tokens(self, text: str) -> list[int]:
         """The token ids of text that `render` wrote, with BOS first where the model wants it."""
         tokens = self.tokenize(text, special=True)
-        wants_bos = self._bos >= 0 and native.llama_vocab_get_add_bos(self._model.vocab)
+        wants_bos = self._bos >= 0 and self._model.wants_bos
         return [self._bos, *tokens] if wants_bos and tokens[:1] != [self._bos] else tokens
 
     def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
@@ -110,5 +82,4 @@ class Tokenizer:
             for token in written:
                 if self.is_end(token):
                     return token
-        eot = int(native.llama_vocab_eot(self._model.vocab))
-        return eot if eot >= 0 else self._eos()
+        return self._model.eot if self._model.eot >= 0 else self._model.eos

@@ -77,15 +77,14 @@ def in_request(sentence: str) -> list[str]:
 
     "Write to my landlady, Mrs. Osei, because the tap drips." -> "My landlady is called Mrs. Osei.", "The tap drips."
     """
-    names = names_in(sentence)
+    names = [f"{bearer} is called {name}." for bearer, name in names_in(sentence)]
     reason = _REASON.search(sentence.rstrip("?"))
     return names + ([_sentence(each, ".") for each in apart(reason[1].rstrip("."))] if reason else [])
 
 
-def names_in(sentence: str) -> list[str]:
-    """Who or what is named where it is spoken of: "My nephew Tevita likes rice." -> "My nephew is called Tevita.\""""
-    found = _CALLED.finditer(sentence)
-    return [f"{m[1].capitalize()} {m[2]} is called {_OWNS.sub('', m[3])}." for m in found]
+def names_in(sentence: str) -> list[tuple[str, str]]:
+    """Who or what is spoken of by name, and the name: "My nephew Tevita likes rice." -> ("My nephew", "Tevita")."""
+    return [(f"{m[1].capitalize()} {m[2]}", _OWNS.sub("", m[3])) for m in _CALLED.finditer(sentence)]
 
 
 def _hangs(clause: str) -> bool:

@@ -124,9 +124,7 @@ class Reader:
         heat = (0.0, *(TEMPERATURE,) * DRAFTS)
         prompts = [prompt for s in sentences for prompt in [self._runtime.tokenize(s.prompt)] * len(heat)]
         with self._decoder.lent(self._adapter):
-            every = write(
-                self._runtime, self._decoder, prompts, _TOKENS, heat * len(sentences), seed, "\n", progress
-            )  # fmt: skip
+            every = write(self._runtime, self._decoder, prompts, _TOKENS, heat * len(sentences), seed, "\n", progress)
         texts = [every[at : at + len(heat)] for at in range(0, len(every), len(heat))]
         read = [[tuple(s.strip() for s in text.split(END)[:-1] if s.strip()) for text in own] for own in texts]
         return [list(map(list, dict.fromkeys((*own, ())))) for own in read]
@@ -183,10 +181,10 @@ def newly_named(sentence: Sentence, statements: Sequence[str]) -> Iterator[str]:
     """Who is called what, where a reading alone puts a name beside its bearer: "my nephew", and later "Tevita"."""
     heard = f"{sentence.before} / {sentence.said}".lower().replace(",", "")
     plain = [statement for statement in statements if not _NAMING.intersection(wording.words(statement))]
-    for naming in (name for statement in plain for name in clauses.names_in(statement)):
-        bearer, name = naming.lower().rstrip(".").split(" is called ")
-        if not frames.HELPERS.intersection(bearer.split()) and f"{bearer.split()[-1]} {name}" not in heard:
-            yield naming
+    for bearer, name in (pair for statement in plain for pair in clauses.names_in(statement)):
+        words = bearer.lower().split()
+        if not frames.HELPERS.intersection(words) and f"{words[-1]} {name.lower()}" not in heard:
+            yield f"{bearer} is called {name}."
 
 
 def _listed(statements: Sequence[str]) -> str:

@@ -21,14 +21,8 @@ from engrain.quant.gguf import open_gguf
 from engrain.quant.gguf_lora import save_gguf
 
 from ..tiny import build_tiny_gguf
+from .messages import HELLO, LONGER
 
-HELLO = [{"role": "user", "content": "Hello, who are you?"}]
-LONGER = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello, who are you?"},
-    {"role": "assistant", "content": "I am here."},
-    {"role": "user", "content": "And what do you do?"},
-]
 NOISE = 0.02  # logits: kernels for one row and for many add up in another order, over float16 keys and values
 
 

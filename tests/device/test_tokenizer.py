@@ -11,13 +11,7 @@ import pytest
 from engrain.device.llama_model import LlamaModel, ModelError
 from engrain.device.tokenizer import Tokenizer
 
-HELLO = [{"role": "user", "content": "Hello, who are you?"}]
-LONGER = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello, who are you?"},
-    {"role": "assistant", "content": "I am here."},
-    {"role": "user", "content": "And what do you do?"},
-]
+from .messages import HELLO, LONGER
 
 
 @pytest.fixture
