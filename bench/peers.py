@@ -1,6 +1,6 @@
 """Training pairs a second beside transformers + PEFT: same GGUF, rank, modules, layers, examples; in one run.
 
-    python bench/peers.py [--model FILE] [--seconds 15] [--rounds 3] [--json]
+    python bench/peers.py [--model FILE] [--device auto] [--seconds 15] [--rounds 3] [--json]
 
 Each contestant runs in a process of its own, in turn for some rounds, and the median counts: machines are noisy.
 PEFT gets AdamW, answers-only loss, padding to the longest, and the best of several batch sizes, which a first
@@ -17,18 +17,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-BATCHES = (4, 16, 32)
-PAIRS = 48
+BATCHES, WIDE_BATCHES = (4, 16, 32), (32, 128, 512)  # on a processor, on an accelerator
+PACKS = (512, 2048, 8192)  # tokens of ours, of which an accelerator gets the best, as PEFT does
+PAIRS, MANY_PAIRS = 48, 512
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a GGUF, or the name of a known model; default: the one engrain uses")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu; default: whichever is there first")
     parser.add_argument("--seconds", type=float, default=15.0, help="of training at least, for each figure")
     parser.add_argument("--rounds", type=int, default=3, help="of all contestants in turn")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -36,39 +39,43 @@ def main() -> None:
     options = parser.parse_args()
     from engrain.device import models
     from engrain.device.home import open_home
+    from engrain.update.build import pick_device
 
-    path = models.resolve(open_home(), options.model).path
+    path, device = models.resolve(open_home(), options.model).path, pick_device(options.device)
     if options.one:
         who, batch = options.one
-        figures = engrain(path, who, options.seconds) if who.startswith("engrain") else peft(
-            path, who, int(batch), options.seconds)  # fmt: skip
-        print(json.dumps(figures))
+        measure = engrain if who.startswith("engrain") else peft
+        print(json.dumps(measure(path, device, who, int(batch), options.seconds)))
         return
     for name in ("transformers", "peft"):
         if find_spec(name) is None:
             sys.exit(f"{name} is not installed: pip install -e '.[bench]'")
-    result = compare(path, options.seconds, options.rounds)
+    result = compare(path, device, options.seconds, options.rounds)
     for key, value in result.items():
         print(f"{key:28} {value}")
     if options.json:
         print(json.dumps(result))
 
 
-def compare(path: Path, seconds: float, rounds: int) -> dict[str, Any]:
+def compare(path: Path, device: str, seconds: float, rounds: int) -> dict[str, Any]:
     """All figures, medians over the rounds."""
-    batches = {}
-    for dtype in ("float32", "bfloat16"):
-        tried = {b: run(path, dtype, b, seconds / 3)["pairs_per_s"] for b in BATCHES}
-        batches[dtype] = max(tried, key=lambda b: tried[b])
-        note(f"PEFT {dtype}: " + ", ".join(f"batch {b} {v:.2f}/s" for b, v in tried.items()))
-    contestants = [("engrain", 0), ("engrain-all", 0), *batches.items()]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name, _ in contestants}
+
+    def best(who: str, sizes: Sequence[int]) -> int:
+        tried = {size: run(path, device, who, size, seconds / 3)["pairs_per_s"] for size in sizes}
+        note(f"{who}: " + ", ".join(f"{size} {rate:.2f}/s" for size, rate in tried.items()))
+        return max(tried, key=lambda size: tried[size])
+
+    here = device == "cpu"
+    batches = {dtype: best(dtype, BATCHES if here else WIDE_BATCHES) for dtype in ("float32", "bfloat16")}
+    packs = PACKS[0] if here else best("engrain", PACKS)
+    contestants = {"engrain": packs, "engrain-all": packs, **batches}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
-        for name, batch in contestants:
-            found[name].append(run(path, name, batch, seconds))
+        for name, batch in contestants.items():
+            found[name].append(run(path, device, name, batch, seconds))
             note(f"{name}: {found[name][-1]}")
     middle = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in found.items()}
-    ours, whole, full, half = (middle[name] for name, _ in contestants)
+    ours, whole, full, half = (middle[name] for name in contestants)
     result = {
         "pairs_per_s": ours["pairs_per_s"],
         "pairs_per_s_all_layers": whole["pairs_per_s"],
@@ -78,6 +85,7 @@ def compare(path: Path, seconds: float, rounds: int) -> dict[str, Any]:
         "ratio_bf16": ours["pairs_per_s"] / half["pairs_per_s"],
         "ratio_fp32_all_layers": whole["pairs_per_s"] / full["pairs_per_s"],
         "ratio_bf16_all_layers": whole["pairs_per_s"] / half["pairs_per_s"],
+        "pack_tokens": packs,
         "peft_fp32_batch": batches["float32"],
         "peft_bf16_batch": batches["bfloat16"],
         "floor_share": ours["floor_share"],
@@ -87,19 +95,20 @@ def compare(path: Path, seconds: float, rounds: int) -> dict[str, Any]:
         "peft_fp32_peak_gb": full["peak_gb"],
         "peft_bf16_peak_gb": half["peak_gb"],
     }
-    return {k: round(v, 4) for k, v in result.items()}
+    return {"device": device, **{k: round(v, 4) for k, v in result.items()}}
 
 
-def run(path: Path, who: str, batch: int, seconds: float) -> dict[str, float]:
+def run(path: Path, device: str, who: str, batch: int, seconds: float) -> dict[str, float]:
     """One contestant in a process of its own."""
-    command = [sys.executable, __file__, "--model", str(path), "--seconds", str(seconds), "--one", who, str(batch)]
+    where = ["--model", str(path), "--device", device, "--seconds", str(seconds)]
+    command = [sys.executable, __file__, *where, "--one", who, str(batch)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def engrain(path: Path, who: str, seconds: float) -> dict[str, float]:
-    """The product's own loop; "engrain-all" adapts every layer."""
+def engrain(path: Path, device: str, who: str, batch: int, seconds: float) -> dict[str, float]:
+    """The product's own loop with packs of `batch` tokens; "engrain-all" adapts every layer."""
     import torch
 
     from engrain.quant.gguf import open_gguf
@@ -108,20 +117,20 @@ def engrain(path: Path, who: str, seconds: float) -> dict[str, float]:
 
     torch.manual_seed(0)
     gguf = open_gguf(path)
-    examples = pairs(path)
+    examples = pairs(path, device)
     start = time.perf_counter()
-    decoder = speed_bench.build(gguf, RANK, 0 if who == "engrain-all" else bare_layers(gguf))
+    decoder = speed_bench.build(gguf, RANK, 0 if who == "engrain-all" else bare_layers(gguf), device)
     load_s = time.perf_counter() - start
-    figures = speed_bench.training(decoder, examples, seconds)
+    figures = speed_bench.training(decoder, examples, seconds, batch)
     return {
         "pairs_per_s": figures["train_pairs_per_s"],
         "floor_share": figures["floor_share"],
         "load_s": load_s,
-        "peak_gb": speed_bench.peak_gb() or 0.0,
+        "peak_gb": speed_bench.peak_gb(device) or 0.0,
     }
 
 
-def peft(path: Path, dtype: str, batch: int, seconds: float) -> dict[str, float]:
+def peft(path: Path, device: str, dtype: str, batch: int, seconds: float) -> dict[str, float]:
     """transformers reads the GGUF, PEFT adapts it, AdamW trains; whole passes over the same examples."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -131,10 +140,10 @@ def peft(path: Path, dtype: str, batch: int, seconds: float) -> dict[str, float]
     from engrain.update.speed_bench import peak_gb
 
     torch.manual_seed(0)
-    examples = pairs(path)
+    examples = pairs(path, device)
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype))
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=MODULES))
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=MODULES)).to(device)
     load_s = time.perf_counter() - start
     model.train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -150,24 +159,27 @@ def peft(path: Path, dtype: str, batch: int, seconds: float) -> dict[str, float]
                 ids[row, : len(e.tokens)] = torch.tensor(e.tokens)
                 labels[row, e.start : len(e.tokens)] = ids[row, e.start : len(e.tokens)]
             mask = torch.arange(longest) < torch.tensor([[len(e.tokens)] for e in some])
-            model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss.backward()
+            batched = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+            model(**{name: each.to(device) for name, each in batched.items()}).loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         passes += 1
+        if device != "cpu":
+            torch.accelerator.synchronize()
         if not passes:
             begun = time.perf_counter()
     rate = passes * len(examples) / (time.perf_counter() - begun)
-    return {"pairs_per_s": rate, "load_s": load_s, "peak_gb": peak_gb() or 0.0}
+    return {"pairs_per_s": rate, "load_s": load_s, "peak_gb": peak_gb(device) or 0.0}
 
 
-def pairs(path: Path) -> list[Any]:
+def pairs(path: Path, device: str) -> list[Any]:
     """The same chat examples for everyone."""
     from engrain.device.runtime import Runtime
     from engrain.update import speed_bench
     from engrain.update.study import to_examples
 
     with Runtime.load(path) as runtime:
-        return to_examples(runtime, speed_bench.make_pairs(PAIRS))
+        return to_examples(runtime, speed_bench.make_pairs(PAIRS if device == "cpu" else MANY_PAIRS))
 
 
 def note(text: str) -> None:

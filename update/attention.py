@@ -89,6 +89,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, *, pac
     return torch.cat((head, out))
 
 
+def attend_all(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, *, mask: Tensor) -> Tensor:
+    """As `attend`, for rows that each see what a mask (T, T) of 0 and -inf says."""
+    return _grouped(q[None], k[None], v[None], k[:0], v[:0], mask, scale, softcap)[0]
+
+
 def _grouped(
     q: Tensor, k: Tensor, v: Tensor, first_k: Tensor, first_v: Tensor, mask: Tensor, scale: float, softcap: float
 ) -> Tensor:

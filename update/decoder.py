@@ -164,6 +164,8 @@ class Decoder(nn.Module):
             dim = model.hyper.rope_dim
             base = arch.local_rope_base
             self.local_rope = Rope(base ** (-torch.arange(0, dim, 2).float() / dim), arch.rope)
+        for rope in (self.rope, self.local_rope):
+            rope.frequencies = rope.frequencies.to(device)
         meta = model.metadata
         window = meta.get(f"{model.architecture}.attention.sliding_window", 0)
         self.window = int(window if isinstance(window, (int, float)) else 0)
@@ -220,7 +222,14 @@ class Decoder(nn.Module):
 
         attention: for a layer's index and its window (0: none), what its rows see.
         """
-        x = self.embedding.rows(tokens) * self.embedding_scale
+        return self.through(self.embed(tokens), positions, attention)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (T,) -> (T, n_embd), what the first layer reads."""
+        return self.embedding.rows(tokens) * self.embedding_scale
+
+    def through(self, x: Tensor, positions: Tensor, attention: Callable[[int, int], Attention]) -> Tensor:
+        """As `run`, for embedded tokens x (T, n_embd)."""
         tables: dict[int, Any] = {id(r): r.table(positions, x.dtype) for r in (self.rope, self.local_rope)}
         for i, layer in enumerate(self.layers):
             table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]

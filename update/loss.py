@@ -30,12 +30,14 @@ _LEAST_REST = 1e-6  # of the probability outside the teacher's words
 
 
 class _HeadLoss(torch.autograd.Function):
-    """hidden (K, n_embd) -> weighted sum of token losses; the gradient is made in forward."""
+    """hidden (K, n_embd) -> weighted sum of token losses, and those; the gradient is made in forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, decoder: Decoder, pack: Pack, nll: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, decoder: Decoder, ids: Tensor, taught: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         count, wanted = len(hidden), ctx.needs_input_grad[0]
-        hidden, weight, ids, taught = map(_filled, (hidden, pack.weight, *_teacher(pack)))
+        hidden, ids, taught, weight = map(_filled, (hidden, ids, taught, weight))
         losses, grads = [], []
         for part in _tiles(len(hidden), decoder):
             x, t = hidden[part], taught[part]
@@ -45,19 +47,20 @@ class _HeadLoss(torch.autograd.Function):
             kl = (torch.xlogy(t, t) - t * log_p).sum(1)
             losses.append(kl + torch.xlogy(rest_t, rest_t) - rest_t * rest.clamp_min(_LEAST_REST).log())
             if wanted:
-                share = torch.where(rest > _LEAST_REST, rest_t / rest.clamp_min(_LEAST_REST), 0.0)
+                share = rest_t / rest.clamp_min(_LEAST_REST) * (rest > _LEAST_REST)
                 own = t - log_p.exp() * share[:, None]
                 rows = weight[part, None]
                 grads.append(_gradient(decoder, x, ids[part], rows * own, log_total, rows * (1 - share[:, None]), kept))
-        nll.copy_(torch.cat(losses)[:count])
+        nll = torch.cat(losses)
         ctx.save_for_backward(*grads)
         ctx.count = count
-        return (nll * pack.weight).sum()
+        ctx.mark_non_differentiable(nll)
+        return (nll * weight).sum(), nll
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         whole = torch.cat(ctx.saved_tensors)[: ctx.count]
-        return whole * grad.to(whole.dtype), None, None, None
+        return whole * grad.to(whole.dtype), None, None, None, None
 
 
 def _normaliser(decoder: Decoder, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -90,7 +93,7 @@ def _gradient(
             slope = decoder.slope(z)
             d = z.sub_(log_total[strip, None]).exp_().mul_(share[strip])
             inside, place = _within(ids[strip], start, len(words))
-            d.scatter_add_(1, place, torch.where(inside, -own[strip], 0.0))
+            d.scatter_add_(1, place, -own[strip] * inside)
             if slope is not None:
                 d.mul_(slope)
             raw[strip] = d
@@ -123,8 +126,8 @@ def _tiles(count: int, decoder: Decoder) -> Iterator[slice]:
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _teacher(pack: Pack) -> tuple[Tensor, Tensor]:
-    """Ids and probabilities (K, k) of each row's teacher; a row without one is sure of its target."""
+def teacher_of(pack: Pack) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities (K, k) of each target's teacher; a target without one is sure of itself."""
     sure = torch.ones_like(pack.target_ids[:, None], dtype=torch.float32)
     if pack.teacher_ids is None or pack.teacher_log_p is None:
         return pack.target_ids[:, None], sure
@@ -141,9 +144,13 @@ def pack_loss(decoder: Decoder, pack: Pack) -> tuple[Tensor, Tensor]:
     A token's loss is its cross-entropy, or KL(teacher ‖ model) over the teacher's words and one bucket for the rest.
     """
     pack = pack.to(decoder.embedding.device)
-    nll = torch.empty(len(pack.target_ids), device=pack.target_ids.device)
-    loss = _HeadLoss.apply(decoder.hidden(pack), decoder, pack, nll)
-    return loss, nll
+    return head_loss(decoder, decoder.hidden(pack), *teacher_of(pack), pack.weight)
+
+
+def head_loss(decoder: Decoder, hidden: Tensor, ids: Tensor, taught: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As `pack_loss`, for hidden (K, n_embd) and teachers' ids and probabilities (K, k), each token weighing (K,)."""
+    loss, nll = _HeadLoss.apply(hidden, decoder, ids, taught, weight)
+    return loss, nll[: len(hidden)]
 
 
 @torch.no_grad()

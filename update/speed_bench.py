@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ from engrain.update import footprint
 from engrain.update.build import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.decoder import Decoder, Layer, Linear, fast_dtype
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
+from engrain.update.recorded import Gradient
 from engrain.update.study import Lesson, to_examples
 from engrain.update.train import TrainOptions, train
 
-ROWS = 512  # of the product whose rate is measured: about a pack's
+ROWS, WIDE = 512, 128  # of the product whose rate is measured: about a pack's, and how many of them on an accelerator
 GROWTH_EXAMPLES, GROWTH_RANKS = (16, 64, 256), (4, 8, 16, 32)
 _THINGS = "boat bakery street teacher garden village horse orchestra bridge choir school dentist".split()
 _SYLLABLES = "ba be bo da di do ka ke ku la le li lo ma mi mo na ne no ra re ri ro sa se ta te ti va vi za".split()
@@ -93,7 +94,7 @@ def measure(
     }
     if options.growth_examples or options.growth_ranks:
         figures["growth"] = growth(gguf, decoder, examples, options, report)
-    figures["peak_gb"] = peak_gb()
+    figures["peak_gb"] = peak_gb(str(decoder.embedding.device))
     return figures
 
 
@@ -121,13 +122,15 @@ def build(gguf: GGUFModel, rank: int, first_layer: int, device: str = "auto") ->
     return decoder
 
 
-def training(decoder: Decoder, examples: Sequence[Example], seconds: float) -> dict[str, float]:
+def training(
+    decoder: Decoder, examples: Sequence[Example], seconds: float, pack_tokens: int = TrainOptions.pack_tokens
+) -> dict[str, float]:
     """Rates of the real trainer, and its share of the floor; tokens count the shared prefix in every pair."""
-    rate = matrix_rate(decoder)
-    train_passes(decoder, examples, 0.0)
-    passes, took = train_passes(decoder, examples, seconds)
+    rate, gradient = matrix_rate(decoder), Gradient(decoder)
+    train_passes(gradient, examples, 0.0, pack_tokens)
+    passes, took = train_passes(gradient, examples, seconds, pack_tokens)
     rate = statistics.mean([rate, matrix_rate(decoder)])
-    work = needed_flop(decoder, [pack_examples(g) for g in plan_packs(examples, TrainOptions().pack_tokens)])
+    work = needed_flop(decoder, [pack_examples(g) for g in plan_packs(examples, pack_tokens)])
     return {
         "gflop_per_s": rate / 1e9,
         "train_pairs_per_s": passes * len(examples) / took,
@@ -136,12 +139,18 @@ def training(decoder: Decoder, examples: Sequence[Example], seconds: float) -> d
     }
 
 
-def train_passes(decoder: Decoder, examples: Sequence[Example], seconds: float, seed: int = 0) -> tuple[int, float]:
-    """Train whole passes over the examples, one at least, until `seconds` are over -> passes, seconds taken."""
+def train_passes(
+    gradient: Gradient, examples: Sequence[Example], seconds: float, pack_tokens: int = TrainOptions.pack_tokens
+) -> tuple[int, float]:
+    """Train its decoder in whole passes over the examples, one at least, until `seconds` are over -> passes, seconds.
+
+    What the gradient records serves all of them.
+    """
+    # A low rate, because every pass warms up anew; it changes nothing about the speed.
+    options = TrainOptions(lr=1e-4, epochs=1, min_steps=0, pack_tokens=pack_tokens, stop_loss=0.0)
     start, passes = time.perf_counter(), 0
     while not passes or time.perf_counter() - start < seconds:
-        # A low rate, because every pass warms up anew; it changes nothing about the speed.
-        train(decoder, examples, TrainOptions(lr=1e-4, epochs=1, min_steps=0, stop_loss=0.0, seed=seed + passes))
+        train(gradient.decoder, examples, replace(options, seed=passes), gradient=gradient)
         passes += 1
     return passes, time.perf_counter() - start
 
@@ -165,9 +174,13 @@ def needed_flop(decoder: Decoder, packs: Sequence[Pack]) -> int:
 
 
 def matrix_rate(decoder: Decoder, repeats: int = 30) -> float:
-    """FLOP/s of (ROWS, n_embd) x (n_embd, n_ff) in the decoder's dtype on its device: median of the repeats."""
+    """FLOP/s of (ROWS, n_embd) x (n_embd, n_ff) in the decoder's dtype on its device: median of the repeats.
+
+    An accelerator gets WIDE times the rows, which fill it; a pack's would measure how fast it is started.
+    """
     hyper, device = decoder.model.hyper, decoder.embedding.device
-    x = torch.randn(ROWS, hyper.n_embd).to(device, decoder.dtype)
+    rows = ROWS if device.type == "cpu" else WIDE * ROWS
+    x = torch.randn(rows, hyper.n_embd).to(device, decoder.dtype)
     weight = torch.randn(hyper.n_ff, hyper.n_embd).to(device, decoder.dtype)
     times = []
     for _ in range(repeats + 3):
@@ -176,7 +189,7 @@ def matrix_rate(decoder: Decoder, repeats: int = 30) -> float:
         if device.type != "cpu":
             torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
-    return 2 * ROWS * hyper.n_embd * hyper.n_ff / statistics.median(times[3:])
+    return 2 * rows * hyper.n_embd * hyper.n_ff / statistics.median(times[3:])
 
 
 def growth(
@@ -187,16 +200,17 @@ def growth(
     report: Callable[[str], None],
 ) -> list[dict[str, float]]:
     """Seconds of one pass for each number of examples (at the default rank), then for each rank."""
-    rows = []
+    rows, gradient = [], Gradient(decoder)
     for count in options.growth_examples:
         report(f"training on {count} examples")
-        _, seconds = train_passes(decoder, examples[:count], 0.0)
+        _, seconds = train_passes(gradient, examples[:count], 0.0)
         rows.append({"examples": count, "rank": decoder.rank, "seconds": round(seconds, 4)})
     for rank in options.growth_ranks:
         report(f"training at rank {rank}")
         other = build(gguf, rank, bare_layers(gguf), options.device)
-        train_passes(other, examples[: min(16, options.pairs)], 0.0)
-        _, seconds = train_passes(other, examples[: options.pairs], 0.0)
+        gradient = Gradient(other)
+        train_passes(gradient, examples[: min(16, options.pairs)], 0.0)
+        _, seconds = train_passes(gradient, examples[: options.pairs], 0.0)
         rows.append({"examples": options.pairs, "rank": rank, "seconds": round(seconds, 4)})
     return rows
 
@@ -210,8 +224,9 @@ def size(path: Path, device: str = "auto", pairs: int = 16, seed: int = 0) -> di
     plan = footprint.choose(gguf, rows, RANK, fast_dtype(where), where)
     torch.manual_seed(seed)
     decoder = Decoder(gguf, RANK, ALPHA, device=where, resident=plan.resident, first_layer=bare_layers(gguf))
-    train_passes(decoder, examples[:4], 0.0)
-    _, seconds = train_passes(decoder, examples, 0.0)
+    gradient = Gradient(decoder)
+    train_passes(gradient, examples[:4] if where == "cpu" else examples, 0.0)
+    _, seconds = train_passes(gradient, examples, 0.0)
     return {
         "model": path.name,
         "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()),
@@ -221,8 +236,10 @@ def size(path: Path, device: str = "auto", pairs: int = 16, seed: int = 0) -> di
     }
 
 
-def peak_gb() -> float | None:
-    """The largest memory this process has had, in GB; None where the system doesn't say."""
+def peak_gb(device: str = "cpu") -> float | None:
+    """The largest memory this process has had, of a CUDA device what tensors took, in GB; None where nothing says."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e9
     try:
         import resource
     except ImportError:  # Windows

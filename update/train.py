@@ -14,9 +14,9 @@ from torch import Tensor
 
 from engrain.update import checkpoint
 from engrain.update.decoder import Decoder
-from engrain.update.loss import pack_loss
 from engrain.update.pack import Example, pack_examples, plan_packs
 from engrain.update.preference import Preference, log_likelihoods, preference_loss
+from engrain.update.recorded import Gradient
 
 _DEALT_OUT = ("contrast", "replay")  # kinds of examples of which every epoch has others
 
@@ -84,6 +84,7 @@ def train(
     preferences: Sequence[Preference] = (),
     state: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
+    gradient: Gradient | None = None,
 ) -> TrainResult:
     """Train the decoder's adapters in place.
 
@@ -92,6 +93,7 @@ def train(
         anchors: unrelated examples with a teacher, which hold the rest of the model in place.
         preferences: replies to move away from, and towards; a few in every step.
         state: folder for checkpoints; a matching one is resumed, and all are removed at the end.
+        gradient: the decoder's, from an earlier run; None for a new one.
 
     The same seed, examples and machine give the same adapter. NaN or divergence ends the run at the last good
     step. KeyboardInterrupt writes a checkpoint and goes on upwards.
@@ -100,6 +102,7 @@ def train(
     optimiser = torch.optim.AdamW(
         params, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
+    gradient = gradient or Gradient(decoder)
     plan = _plan(examples, anchors, len(preferences), options)
     key = _fingerprint(examples, anchors, preferences, options)
     reference = log_likelihoods(decoder, preferences)
@@ -115,7 +118,7 @@ def train(
             planned = plan[i]
             _set_lr(optimiser, options, i, len(plan), before + time.monotonic() - start)
             pairs = [(preferences[k], reference[k]) for k in planned.preferences]
-            loss, tokens = _step(decoder, planned, pairs, params, optimiser, options)
+            loss, tokens = _step(decoder, gradient, planned, pairs, params, optimiser, options)
             if not math.isfinite(loss) or (epoch_losses and loss > 4 * max(epoch_losses[0], 1.0)):
                 _restore(params, good)
                 stopped = "diverged"
@@ -191,6 +194,7 @@ def _in_turn(order: Sequence[int], count: int, step: int) -> list[int]:
 
 def _step(
     decoder: Decoder,
+    gradient: Gradient,
     planned: _Planned,
     preferences: Sequence[tuple[Preference, Tensor]],
     params: Sequence[Tensor],
@@ -200,16 +204,13 @@ def _step(
     """One optimiser step -> mean loss of its examples' targets (nats; of its preferences without any), tokens."""
     mean, tokens = 0.0, 0
     if preferences:
-        pairs, reference = zip(*preferences, strict=True)
-        loss, mean = preference_loss(decoder, pairs, reference)
-        (loss * options.preference_weight).backward()
-        tokens += sum(len(e.tokens) for p in pairs for e in p.examples)
+        mean = _prefer(decoder, preferences, options.preference_weight)
+        tokens += sum(len(e.tokens) for p, _ in preferences for e in p.examples)
     shares = ((planned.examples, 1.0), (planned.anchors, options.anchor_weight))
     group = [replace(e, weight=e.weight * unit) for part, share in shares for unit in _unit(part, share) for e in part]
     if group:
         pack = pack_examples(group).to(decoder.embedding.device)
-        loss, nll = pack_loss(decoder, pack)
-        loss.backward()
+        nll = gradient(pack)
         tokens += len(pack.tokens)
         if planned.examples:
             own = pack.owner < len(planned.examples)
@@ -220,8 +221,16 @@ def _step(
             optimiser.step()
         else:
             mean = math.nan
-    optimiser.zero_grad(set_to_none=True)
+    gradient.clear()
     return mean, tokens
+
+
+def _prefer(decoder: Decoder, preferences: Sequence[tuple[Preference, Tensor]], weight: float) -> float:
+    """Add the gradient of the preferences' mean loss -> that loss; nothing of it is kept, as `Gradient` wants it."""
+    pairs, reference = zip(*preferences, strict=True)
+    loss, mean = preference_loss(decoder, pairs, reference)
+    (loss * weight).backward()
+    return mean
 
 
 def _unit(examples: Sequence[Example], share: float) -> list[float]:

@@ -13,6 +13,7 @@ from engrain.quant.names import is_linear
 from engrain.update import speed_bench
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples, plan_packs
+from engrain.update.recorded import Gradient
 from engrain.update.study import to_examples
 from engrain.update.train import TrainOptions, TrainResult, train
 
@@ -48,12 +49,15 @@ def test_a_pass_trains_on_every_pair_once(tiny: Path, monkeypatch: pytest.Monkey
         examples = to_examples(runtime, speed_bench.make_pairs(6))
     trained: list[int] = []
 
-    def watched(decoder: Decoder, examples: Sequence[Example], options: TrainOptions) -> TrainResult:
-        done = train(decoder, examples, options)
+    def watched(
+        decoder: Decoder, examples: Sequence[Example], options: TrainOptions, gradient: Gradient
+    ) -> TrainResult:
+        done = train(decoder, examples, options, gradient=gradient)
         trained.append(sum(step.tokens for step in done.steps))
         return done
 
     monkeypatch.setattr(speed_bench, "train", watched)
-    passes, _ = speed_bench.train_passes(speed_bench.build(open_gguf(tiny), 4, 0), examples, 0.0)
+    gradient = Gradient(speed_bench.build(open_gguf(tiny), 4, 0))
+    passes, _ = speed_bench.train_passes(gradient, examples, 0.0)
     assert passes == 1
     assert trained == [sum(len(pack_examples(g).tokens) for g in plan_packs(examples, TrainOptions().pack_tokens))]
