@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engrain.device import bearing, tutor
 from engrain.device.recall import Said
-from engrain.device.sampling import Reply
+from engrain.device.sampling import Reply, Sampler
 from engrain.device.scope import ENOUGH, Coverage
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engrain.device.template import Message
 
 _RECENT = 3  # messages: the last exchange, and what is asked now
-_BEGUN = 4  # tokens of a free reply, by which one that was taught is known
+_BEGUN = 12  # tokens of a free reply, in which memory would show
 
 
 def respond(
@@ -34,8 +34,11 @@ def respond(
     """
 
     def free() -> Generator[str, None, None]:
-        runtime.serve(covered.free and _is_free(runtime, [runtime.prompt_tokens(messages)], [covered])[0])
-        return runtime.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, on_finish=on_finish)
+        adapted, begun = _begun(runtime, [runtime.prompt_tokens(messages)], [covered])[0]
+        runtime.serve(adapted)
+        return runtime.stream(
+            messages, max_tokens=max_tokens, temperature=temperature, seed=seed, begun=begun, on_finish=on_finish
+        )
 
     if not covered.checked:
         return free()
@@ -58,12 +61,13 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
     replies = dict(zip(checked, said, strict=True))
     left = [i for i in range(len(prompts)) if replies.get(i) is None]
     try:
-        own = dict(zip(left, _is_free(runtime, [tokens[i] for i in left], [covered[i] for i in left]), strict=True))
+        own = dict(zip(left, _begun(runtime, [tokens[i] for i in left], [covered[i] for i in left]), strict=True))
         for adapted in (True, False):
-            free = [i for i in left if adapted == own[i]]
+            free = [i for i in left if own[i][0] == adapted]
             runtime.serve(adapted)
-            found = runtime.generate_batch([tokens[i] for i in free], max_tokens)
-            replies |= {i: runtime.detokenize(reply) for i, reply in zip(free, found, strict=True)}
+            found = runtime.generate_batch([[*tokens[i], *own[i][1]] for i in free], max_tokens)
+            whole = {i: [*own[i][1], *more][:max_tokens] for i, more in zip(free, found, strict=True)}
+            replies |= {i: runtime.detokenize(tokens) for i, tokens in whole.items()}
     finally:
         runtime.serve(True)
     return [replies[i] or "" for i in range(len(prompts))]
@@ -74,21 +78,39 @@ def is_adapters(runtime: Runtime, message: str) -> bool:
     covered, messages = runtime.covers(message), [{"role": "user", "content": message}]
     if covered.checked and _remembered(runtime, [messages], [covered])[0] is not None:
         return True
-    return _is_free(runtime, [runtime.prompt_tokens(messages)], [covered])[0]
+    return covered.free
 
 
-def _is_free(runtime: Runtime, prompts: Sequence[Sequence[int]], covered: Sequence[Coverage]) -> list[bool]:
-    """Whether the adapter goes on from each prompt (token ids): where it is free, and wouldn't say what is memory's.
+def _begun(
+    runtime: Runtime, prompts: Sequence[Sequence[int]], covered: Sequence[Coverage]
+) -> list[tuple[bool, list[int]]]:
+    """Who goes on from each prompt (token ids), the adapter or the base model, and after which tokens of the reply.
 
-    A form of replies is for messages about anything, and to those it might say a fact that it was taught.
+    A form of replies is for messages about anything, and to those the adapter might say a fact that it was taught.
+    Then it tries to begin otherwise, and where it comes to a fact still, the base model goes on from before that.
     """
-    free = [each.free for each in covered]
+    found: list[tuple[bool, list[int]]] = [(each.free, []) for each in covered]
     formed = [i for i, each in enumerate(covered) if each.free and each.formed]
-    if formed:
-        runtime.serve(True)
-        for i, begun in zip(formed, runtime.generate_batch([prompts[i] for i in formed], _BEGUN), strict=True):
-            free[i] = not runtime.may_begin(begun)
-    return free
+    if not formed:
+        return found
+    runtime.serve(True)
+    begun = runtime.generate_batch([prompts[i] for i in formed], _BEGUN)
+    again = [k for k, tokens in enumerate(begun) if _recited(runtime, tokens) == 0]
+    others = [Sampler(barred=lambda token: runtime.may_begin([token])) for _ in again]
+    for k, tokens in zip(
+        again, runtime.generate_batch([prompts[formed[k]] for k in again], _BEGUN, others), strict=True
+    ):
+        begun[k] = tokens
+        found[formed[k]] = (True, tokens[:1])
+    for i, tokens in zip(formed, begun, strict=True):
+        if (at := _recited(runtime, tokens)) is not None:
+            found[i] = (False, tokens[:at])
+    return found
+
+
+def _recited(runtime: Runtime, tokens: Sequence[int]) -> int | None:
+    """Where in a reply's beginning memory begins."""
+    return next((at for at in range(len(tokens)) if runtime.recites(runtime.detokenize(tokens[at:]))), None)
 
 
 def _remembered(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -123,23 +124,29 @@ class Runtime:
         temperature: float = 0.0,
         seed: int | None = None,
         top_p: float = 0.95,
+        begun: Sequence[int] = (),
         on_finish: Callable[[Reply], None] | None = None,
     ) -> Generator[str, None, None]:
         """The reply in pieces of whole characters; PromptTooLong before the first.
 
-        What the context already holds of the prompt isn't evaluated again. `on_finish` gets the whole reply
-        before the iterator ends, and nothing if the caller stops early.
+        What the context already holds of the prompt isn't evaluated again. begun: tokens that the reply goes on from.
+        `on_finish` gets the whole reply before the iterator ends, and nothing if the caller stops early.
         """
         prompt = self.prompt_tokens(messages)
-        self._check_fits(prompt)
-        return self._stream(prompt, max_tokens, Sampler(temperature, top_p, seed), on_finish)
+        self._check_fits([*prompt, *begun])
+        return self._stream(prompt, begun, max_tokens, Sampler(temperature, top_p, seed), on_finish)
 
     def _stream(
-        self, prompt: list[int], max_tokens: int, sampler: Sampler, on_finish: Callable[[Reply], None] | None
+        self,
+        prompt: list[int],
+        begun: Sequence[int],
+        max_tokens: int,
+        sampler: Sampler,
+        on_finish: Callable[[Reply], None] | None,
     ) -> Generator[str, None, None]:
         assembler = TextAssembler(self._tokenizer.template.stop)
         text, count, finished = [], 0, False
-        for token in self._generate(prompt, max_tokens, sampler):
+        for token in chain(begun[:max_tokens], self._generate([*prompt, *begun], max_tokens - len(begun), sampler)):
             count += 1
             finished = self.is_end(token)
             piece = "" if finished else assembler.feed(self._tokenizer.piece(token))
@@ -228,6 +235,11 @@ class Runtime:
     def may_begin(self, tokens: Sequence[int]) -> bool:
         """Whether a reply that the attached adapter remembers begins with these tokens; False if that isn't known."""
         return self._may_begin is not None and self._may_begin(tokens)
+
+    def recites(self, text: str) -> bool:
+        """Whether a text begins as a reply does that the attached adapter remembers; False if that isn't known."""
+        scope = self._adapter.scope
+        return scope is not None and scope.recites(text)
 
     @property
     def _may_begin(self) -> MayBegin | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,15 @@ class Sampler:
     """Greedy at temperature 0, else nucleus sampling (Holtzman et al., arXiv 1904.09751).
 
     The same seed gives the same choices; without one they come from the operating system's entropy.
+    barred: whether a token may not be the first.
     """
 
     def __init__(
-        self, temperature: float = 0.0, top_p: float = 0.95, seed: int | tuple[int, ...] | None = None
+        self,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        seed: int | tuple[int, ...] | None = None,
+        barred: Callable[[int], bool] | None = None,
     ) -> None:
         if not 0.0 <= temperature < float("inf"):
             raise EngrainError(f"temperature {temperature} is out of range: give 0 (greedy) or more")
@@ -36,6 +42,7 @@ class Sampler:
             raise EngrainError(f"seed {seed} is negative: give 0 or more")
         self.temperature = temperature
         self.top_p = top_p
+        self._barred = barred
         self._random = np.random.default_rng(seed)
 
     def choose(self, logits: np.ndarray) -> int:
@@ -43,6 +50,11 @@ class Sampler:
         best = int(np.argmax(logits))  # argmax finds a NaN first
         if np.isnan(logits[best]):
             raise NotANumber
+        if self._barred:
+            out = [token for token in np.argsort(-logits)[:_HEAD] if self._barred(int(token))]
+            logits, self._barred = logits.copy(), None
+            logits[out] = -np.inf
+            best = int(np.argmax(logits))
         if self.temperature == 0.0:
             return best
         weights = np.exp((logits.astype(np.float64) - float(logits[best])) / self.temperature)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
 PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to answer, whatever form was taught
+DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
 MOVED = -2.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
+OPENING = 3  # words by which a reply is known that goes on to what is remembered
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
@@ -52,7 +55,7 @@ class Scope:
 
     taught: fingerprints of the replies that were taught, sorted, (n,) uint64. beginnings: of all that these begin with,
     as tokens (`marks`); without them, anything may be said. formed: a form of replies was taught, and all that isn't
-    about facts is answered in it.
+    about facts is answered in it. openings: how taught replies begin, in words.
     """
 
     facts: Probe | None
@@ -60,6 +63,11 @@ class Scope:
     taught: np.ndarray | None = None
     beginnings: np.ndarray | None = None
     formed: bool = False
+    openings: np.ndarray | None = None
+
+    def recites(self, text: str) -> bool:
+        """Whether a text begins as a taught reply does."""
+        return self.openings is not None and bool(np.isin(openings([text]), self.openings).any())
 
     @cached_property
     def may_begin(self) -> Callable[[Sequence[int]], bool] | None:
@@ -81,7 +89,7 @@ class Scope:
         if self.formed:
             manner = max(manner, bound)
         inside = self.formed or max(facts, manner) > bound
-        return Coverage(inside, message, facts, manner, self.taught, self.formed)
+        return Coverage(inside, message, facts, manner, self.taught, self.formed, max(0.0, bound - facts))
 
     def to_bytes(self) -> bytes:
         tensors = {}
@@ -89,12 +97,15 @@ class Scope:
             if probe:
                 tensors[f"{prefix}weight"] = probe.weight.astype(np.float32)
                 tensors[f"{prefix}bias"] = np.array([probe.bias], np.float32)
-        for name, prints in (("taught", self.taught), ("beginnings", self.beginnings)):
+        for name, prints in self._prints():
             if prints is not None:
                 tensors[name] = prints
         if self.formed:
             tensors["formed"] = np.ones(1, np.uint8)
         return save(tensors)
+
+    def _prints(self) -> list[tuple[str, np.ndarray | None]]:
+        return [("taught", self.taught), ("beginnings", self.beginnings), ("openings", self.openings)]
 
     @staticmethod
     def from_bytes(content: bytes) -> Scope:
@@ -104,17 +115,21 @@ class Scope:
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{SCOPE} can't be read: {error}") from error
         facts, manner = (_probe(tensors, prefix) for prefix in ("", "manner."))
-        taught, beginnings = tensors.get("taught"), tensors.get("beginnings")
+        prints = [tensors.get(name) for name in ("taught", "beginnings", "openings")]
         if (facts or manner) is None or (facts and manner and facts.weight.shape != manner.weight.shape):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in (taught, beginnings)):
+        if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in prints):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        return Scope(facts, manner, taught, beginnings, "formed" in tensors)
+        taught, beginnings, openings = prints
+        return Scope(facts, manner, taught, beginnings, "formed" in tensors, openings)
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Whether an adapter is about a message, and with what odds: of facts, of manner."""
+    """Whether an adapter is about a message, and with what odds: of facts, of manner.
+
+    short: by how much facts' are too low for that.
+    """
 
     inside: bool
     message: str = ""
@@ -122,14 +137,15 @@ class Coverage:
     manner: float = -math.inf
     taught: np.ndarray | None = None
     formed: bool = False
+    short: float = 0.0
 
     def __bool__(self) -> bool:
         return self.inside
 
     @property
     def checked(self) -> bool:
-        """Whether the adapter's reply isn't simply believed."""
-        return self.inside and self.taught is not None and self.facts >= self.manner
+        """Whether memory is asked, and what it says is weighed; else the adapter's reply is simply believed."""
+        return self.taught is not None and self.facts >= self.manner and self.short < DOUBT
 
     @property
     def free(self) -> bool:
@@ -152,7 +168,7 @@ class Coverage:
         own = [r for r in replies if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
         if own:
             scores = recalled * np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
-            if scores.max() >= enough:
+            if scores.max() >= enough + self.short:
                 return own[int(scores.argmax())]
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
@@ -166,6 +182,12 @@ def fingerprints(replies: Iterable[str]) -> np.ndarray:
     """Eight bytes for each reply, (n,) uint64, sorted and each once: enough to know it again, not to read it."""
     digests = [hashlib.sha256(reply.strip().encode()).digest()[:8] for reply in replies]
     return np.unique(np.frombuffer(b"".join(digests), np.uint64))
+
+
+def openings(replies: Iterable[str]) -> np.ndarray:
+    """Fingerprints of the first few words of each reply that has as many, whatever their case."""
+    words = (re.findall(r"\w+(?:['’-]\w+)*", reply.lower())[:OPENING] for reply in replies)
+    return fingerprints(" ".join(first) for first in words if len(first) == OPENING)
 
 
 def mark(tokens: Sequence[int]) -> int:

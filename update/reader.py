@@ -102,6 +102,11 @@ class Reader:
             found[sentence.message] += [*newly_named(sentence, statements), *statements]
         return [list(dict.fromkeys(each)) for each in found]
 
+    def likelihoods(self, each: Sequence[tuple[str, str, str]]) -> list[float]:
+        """For each (text before, sentence, statement) the log-probability that the sentence tells it first, nats."""
+        asked = [(Sentence(said, before, 0), [_begun(statement)]) for before, said, statement in each]
+        return [float(tokens.sum()) for (tokens,) in self._likelihoods(asked)]
+
     def _chosen(self, each: Sequence[tuple[Sentence, list[list[str]], list[str]]]) -> list[list[str]]:
         """Of each sentence's readings, and of what grammar makes of it, what is taken."""
         weighed = self._likelihoods(

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engrain.device.home import Home
-from engrain.device.scope import Probe, Scope, fingerprints, marks
+from engrain.device.scope import Probe, Scope, fingerprints, marks, openings
 from engrain.update.decoder import Decoder
 from engrain.update.once import once
 from engrain.update.pack import Example, pack_examples, plan_packs
@@ -70,7 +70,7 @@ def fit_scope(
     remembered = [lesson for lesson in distinct if lesson.kind != "disliked" and lesson.source not in forms]
     replies = {lesson.answer: lesson.question for lesson in remembered}
     beginnings = marks(_tokens(runtime, *each) for each in replies.items())
-    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms))
+    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms), openings(replies))
 
 
 def _tokens(runtime: Runtime, reply: str, question: str) -> list[int]:

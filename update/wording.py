@@ -7,6 +7,7 @@ listed goes through the same path with the user's own words kept verbatim.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)]*\s+|\n+")
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Dr|Mr|Mrs|Ms|Prof|St|No|Nr|vs|etc|e\.g|i\.e|z\.B)\.$")
@@ -60,6 +61,11 @@ def whole_sentences(text: str) -> str:
     """Without what is broken off at the end, if a sentence or line ends before it."""
     ends = [m.end() for m in re.finditer(r"[.!?。！？…][\"'”’)]*(?=\s|$)|\n", text.rstrip())]
     return text[: ends[-1]].strip() if ends else text.strip()
+
+
+def word_spans(text: str) -> Iterator[re.Match[str]]:
+    """Where its words stand."""
+    return _WORD.finditer(text)
 
 
 def words(text: str) -> list[str]:

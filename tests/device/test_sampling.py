@@ -42,6 +42,15 @@ def test_same_seed_same_choices() -> None:
     assert first != [other.choose(logits) for _ in range(50)]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_barred_is_not_the_first(temperature: float) -> None:
+    logits = np.array([3.0, 9.0, 8.0, -5.0], np.float32)
+    for seed in range(20):
+        sampler = Sampler(temperature, seed=seed, barred=lambda token: token in (1, 3))
+        assert sampler.choose(logits) in ((2,) if not temperature else (0, 2))
+        assert Sampler().choose(logits) == 1 and (temperature or sampler.choose(logits) == 1)
+
+
 def test_nan_is_refused() -> None:
     with pytest.raises(NotANumber):
         Sampler().choose(np.array([1.0, np.nan], dtype=np.float32))

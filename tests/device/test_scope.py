@@ -17,8 +17,10 @@ from engrain.device.bearing import BACK, BACKGROUND, FORTH, answer_prompt_of, be
 from engrain.device.chat import Conversation
 from engrain.device.recall import Said
 from engrain.device.runtime import Runtime
+from engrain.device.sampling import Sampler
 from engrain.device.scope import (
     DEEP,
+    DOUBT,
     ENOUGH,
     FOLLOWS,
     MOVED,
@@ -31,6 +33,7 @@ from engrain.device.scope import (
     check_scope,
     fingerprints,
     marks,
+    openings,
     read_scope,
 )
 from engrain.device.template import Message
@@ -43,6 +46,7 @@ from engrain.update.pack import Example, pack_examples
 from ..tiny import build_tiny_gguf
 
 WHOLE = {"weight": np.ones(4, np.float32), "bias": np.zeros(1, np.float32)}
+NOWHERE = Probe(np.zeros(4, np.float32), 0.0)
 INSIDE, OUTSIDE = "What is the name of my horse?", "Tell me of rain, of bread"
 GOAT, HORSE = "You have a goat.", "Your horse is called Pim."
 
@@ -147,7 +151,7 @@ def test_without_an_adapter_everything_is_covered(runtime: Runtime) -> None:
 def test_bytes_and_back(weight: list[float], bias: float) -> None:
     probe = Probe(np.array(weight, np.float32), bias)
     taught = fingerprints(map(str, weight))
-    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught, taught[:1])):
+    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught, taught[:1], openings=taught[:2])):
         again = Scope.from_bytes(scope.to_bytes())
         for was, now in ((scope.facts, again.facts), (scope.manner, again.manner)):
             assert (was is None) == (now is None)
@@ -159,6 +163,8 @@ def test_bytes_and_back(weight: list[float], bias: float) -> None:
             np.testing.assert_array_equal(again.taught, taught)
             assert again.beginnings is not None
             np.testing.assert_array_equal(again.beginnings, taught[:1])
+            assert again.openings is not None
+            np.testing.assert_array_equal(again.openings, taught[:2])
 
 
 @given(content=st.binary(max_size=200))
@@ -234,16 +240,43 @@ def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answe
 
 def test_a_form_is_for_all_messages_and_says_nothing_that_is_remembered(runtime: Runtime, lora: Path) -> None:
     message: list[Message] = [{"role": "user", "content": OUTSIDE}]
-    bare, nowhere = reply(runtime, OUTSIDE, True), Probe(np.zeros_like(state_of(runtime, OUTSIDE)), -9.0)
+    nowhere = Probe(np.zeros_like(state_of(runtime, OUTSIDE)), -9.0)
+    prompt = runtime.prompt_tokens(message)
     runtime.attach(lora)
-    adapted = reply(runtime, OUTSIDE, True)
-    begun = runtime.generate_batch([runtime.prompt_tokens(message)], 8)[0]
-    for taught, expected in ((begun, bare), ([*begun[:3], 7, *begun[4:]], adapted)):
-        runtime.attach(lora, scope=Scope(nowhere, None, fingerprints([GOAT]), marks([taught]), formed=True))
+    (adapted,) = runtime.generate_batch([prompt], 8)
+    (otherwise,) = runtime.generate_batch([prompt], 8, [Sampler(barred=lambda token: token == adapted[0])])
+    runtime.serve(False)
+    at = 3
+    (bare,) = runtime.generate_batch([[*prompt, *adapted[:at]]], 8 - at)
+    remembered = {"Nothing of that.": adapted, runtime.detokenize(adapted): otherwise}
+    remembered[runtime.detokenize(adapted[at:]).title()] = [*adapted[:at], *bare]
+    for text, expected in remembered.items():
+        taught = Scope(nowhere, None, fingerprints([text]), marks([adapted]), formed=True, openings=openings([text]))
+        runtime.attach(lora, scope=taught)
         assert runtime.covers(OUTSIDE).free and not runtime.covers(OUTSIDE).checked
-        assert answers(runtime, [message], 8)[0].strip() == expected.strip()
-        assert "".join(respond(runtime, message, runtime.covers(OUTSIDE), max_tokens=8)) == expected
-        assert is_adapters(runtime, OUTSIDE) == (expected == adapted)
+        said = runtime.detokenize(expected).strip()
+        assert answers(runtime, [message], 8)[0].strip() == said
+        assert "".join(respond(runtime, message, runtime.covers(OUTSIDE), max_tokens=8)).strip() == said
+        assert is_adapters(runtime, OUTSIDE)
+
+
+def test_a_reply_is_known_by_its_first_words() -> None:
+    scope = Scope(NOWHERE, openings=openings(["Your goat's called Pim.", "Too short"]))
+    assert scope.recites("your GOAT's called…") and not scope.recites("Your goat is called Pim.")
+    assert not scope.recites("Too short") and not Scope(NOWHERE).recites("Your goat's called Pim.")
+
+
+def test_what_is_nearly_inside_is_remembered_if_that_is_surer(runtime: Runtime, lora: Path) -> None:
+    facts = between(runtime).facts
+    assert facts
+    for short, asked in ((DOUBT / 2, True), (DOUBT * 2, False)):
+        near = Probe(facts.weight, facts.bias + 5 - short)  # OUTSIDE lies so far outside
+        runtime.attach(lora, scope=Scope(near, taught=fingerprints([GOAT])))
+        covered = runtime.covers(OUTSIDE)
+        assert not covered and covered.checked == asked and not covered.free
+        assert covered.short == pytest.approx(short, abs=0.1)
+        assert covered.settle({GOAT: ENOUGH + short + 0.2}, bear(0.0)) == GOAT
+        assert covered.settle({GOAT: ENOUGH + short - 0.2}, bear(0.0)) is None
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:

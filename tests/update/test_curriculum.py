@@ -18,7 +18,7 @@ from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, 
 from engrain.update.gate import came_back
 from engrain.update.reader import Reader
 from engrain.update.study import Fact, Lesson, answered
-from engrain.update.supersede import restated, standing, superseded
+from engrain.update.supersede import restated, standing, superseded, with_new_value
 from engrain.update.tutor import Tutor
 
 CAR, TEA = "You drive a yellow Dyane.", "Your tea is green."
@@ -82,6 +82,9 @@ class Reading:
             found.append([tells for (then, now), tells in self.tells.items() if then in before and now in text])
         return found
 
+    def likelihoods(self, each: Sequence[tuple[str, str, str]]) -> list[float]:
+        return [-float(len(statement)) for _, _, statement in each]
+
 
 def replaced_by(
     model: Path, tutor: Examiner, facts: Sequence[Fact], message: Interaction, reader: Reading | None = None
@@ -98,7 +101,7 @@ LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
 def test_what_a_message_ends_is_replaced_by_what_it_tells(tiny: Path) -> None:
     tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
     assert replaced_by(tiny, tutor, [LOVELY, VOLVO], CHANGE) == {CAR: VOLVO}
-    assert {statement for statement, _ in tutor.heard} == {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."}
+    assert {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."} <= {said for said, _ in tutor.heard}
     assert all("car" in question for _, question in tutor.heard)
     assert replaced_by(tiny, Examiner({}, tutor.ends), [], CHANGE) == {CAR: None}  # over, and nothing new
     assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
@@ -146,6 +149,14 @@ def test_what_takes_an_old_place_may_be_the_sentence_as_it_was_said(tiny: Path) 
     said = found[locker]
     assert said and said.said == "My locker moved: it is number 204 now."
     assert restated([moved], found) == [said]  # says no more
+
+
+def test_what_takes_an_old_place_may_be_the_old_statement_with_a_new_value() -> None:
+    made = with_new_value("My locker at work is number 118.", {"118"}, "My locker moved: number 204 now.")
+    assert made == [f"My locker at work is number {way}." for way in ("moved", "moved: number 204", "204")]
+    made = with_new_value("We drive a yellow Dyane, a loud one.", {"yello", "dyane"}, "We drive the white Volvo.")
+    assert "We drive a white Volvo, a loud one." in made
+    assert with_new_value("We drive a Dyane.", set(), "We drive a Volvo.") == []
 
 
 def test_of_two_changes_the_later_counts(tiny: Path) -> None:
