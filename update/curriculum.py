@@ -131,7 +131,7 @@ def prepare(
     facts are asked about in full again, since the weights then start anew.
     """
     facts = study.find_facts(runtime, reader, fresh, seed, lambda done, total: report(done, total, "what was said"))
-    facts = standing(tutor, facts, fresh)
+    facts = standing(runtime, tutor, reader, facts, fresh)
     replaced = superseded(runtime, tutor, reader, facts, fresh, past.lessons)
     facts = restated(facts, replaced)
     asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))

@@ -156,6 +156,7 @@ class Decoder(nn.Module):
         super().__init__()
         arch = architecture_of(model.architecture, model.metadata)
         self.model, self.resident, self.rank, self.alpha = model, resident, rank, alpha
+        self.lowest = first_layer if rank else model.hyper.n_layer  # layers below have no adapters
         self.dtype = dtype or fast_dtype(device)
         weights = Weights(model, self.dtype, device, resident)
         self.rope = rope_of(model, arch.rope, context)
@@ -213,25 +214,40 @@ class Decoder(nn.Module):
 
     def hidden(self, pack: Pack) -> Tensor:
         """The normed output at the pack's target rows, (K, n_embd)."""
-        masks = {w: Mask.of(pack, w, self.dtype) for w in {0, self.window}}
-        rows = self.run(pack.tokens, pack.positions, lambda _, window: partial(attend, pack=pack, mask=masks[window]))
-        return self.norm(rows[pack.targets])
+        x, layers = self.entered(pack)
+        return self.norm(self.through(x, pack.positions, self._seen_in(pack), layers)[pack.targets])
+
+    def stem(self, pack: Pack) -> Tensor:
+        """What enters the lowest adapted layer, (T, n_embd)."""
+        return self.through(self.embed(pack.tokens), pack.positions, self._seen_in(pack), range(self.lowest))
+
+    def entered(self, pack: Pack) -> tuple[Tensor, range]:
+        """What is known of a pack's rows, (T, n_embd), and the layers that are left."""
+        first, x = (0, self.embed(pack.tokens)) if pack.stem is None else (self.lowest, pack.stem)
+        return x, range(first, len(self.layers))
+
+    def _seen_in(self, pack: Pack) -> Callable[[int, int], Attention]:
+        masks = {window: Mask.of(pack, window, self.dtype) for window in {0, self.window}}
+        return lambda _, window: partial(attend, pack=pack, mask=masks[window])
 
     def run(self, tokens: Tensor, positions: Tensor, attention: Callable[[int, int], Attention]) -> Tensor:
         """The last layer's output, (T, n_embd), for tokens (T,) at positions (T,).
 
         attention: for a layer's index and its window (0: none), what its rows see.
         """
-        return self.through(self.embed(tokens), positions, attention)
+        return self.through(self.embed(tokens), positions, attention, range(len(self.layers)))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (T,) -> (T, n_embd), what the first layer reads."""
         return self.embedding.rows(tokens) * self.embedding_scale
 
-    def through(self, x: Tensor, positions: Tensor, attention: Callable[[int, int], Attention]) -> Tensor:
-        """As `run`, for embedded tokens x (T, n_embd)."""
+    def through(
+        self, x: Tensor, positions: Tensor, attention: Callable[[int, int], Attention], layers: range
+    ) -> Tensor:
+        """As `run`, of some layers, for rows x (T, n_embd) that enter the first of them."""
         tables: dict[int, Any] = {id(r): r.table(positions, x.dtype) for r in (self.rope, self.local_rope)}
-        for i, layer in enumerate(self.layers):
+        for i in layers:
+            layer = self.layers[i]
             table = tables[id(layer.rope)] if layer.rope is not None else tables[id(self.rope)]
             seen = attention(i, self.window if layer.windowed else 0)
             if self.resident or not torch.is_grad_enabled():

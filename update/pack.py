@@ -45,7 +45,7 @@ class Pack:
     of every flat row behind the prefix. targets: (K,) flat rows whose output predicts target_ids (K,) with
     weight (K,); owner: (K,) index of the example in the pack. teacher_ids, teacher_log_p: (K, k) the teacher's
     most likely tokens where an example has a teacher (ids are -1 where it has none), or None. tree: whether a row may
-    stand in several slots.
+    stand in several slots. stem: (T, n_embd) what enters the lowest adapted layer, where it is known (`update.stem`).
     """
 
     tokens: Tensor
@@ -63,6 +63,7 @@ class Pack:
     teacher_ids: Tensor | None = None
     teacher_log_p: Tensor | None = None
     tree: bool = False
+    stem: Tensor | None = None
 
     def to(self, device: torch.device) -> Pack:
         """The same pack with its tensors on a device."""

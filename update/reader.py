@@ -9,7 +9,8 @@ conversation's words, and the reading that is taken says most of the sentence fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ NOTHING = -0.2  # log-probability, in nats, from which a sentence tells nothing
 # and of one of its clauses beside the reading that is taken.
 EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.25, 0.5, 0.5, 1.0, 0.15
 
+_IS_CALLED = re.compile(r" (?:is|are) (?:called|named) (.+?)\.?$")
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
 Progress = Callable[[int, int], None]
@@ -97,9 +99,10 @@ class Reader:
         chosen = self._chosen([(sentences[i], own, told[i]) for i, own in zip(telling, readings, strict=True)])
         for i, own in zip(telling, chosen, strict=True):
             told[i] = own or told[i]  # in a language that it hardly knows, say
+        names = {match[1].lower() for own in told for s in own if (match := _IS_CALLED.search(s))}
         found: list[list[str]] = [[] for _ in messages]
         for sentence, statements in zip(sentences, told, strict=True):
-            found[sentence.message] += [*newly_named(sentence, statements), *statements]
+            found[sentence.message] += [*newly_named(sentence, statements, names), *statements]
         return [list(dict.fromkeys(each)) for each in found]
 
     def likelihoods(self, each: Sequence[tuple[str, str, str]]) -> list[float]:
@@ -182,13 +185,17 @@ def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clau
     return [s for s in taken if not any(o != s and o.startswith(s.rstrip(".")) for o in taken)]
 
 
-def newly_named(sentence: Sentence, statements: Sequence[str]) -> Iterator[str]:
-    """Who is called what, where a reading alone puts a name beside its bearer: "my nephew", and later "Tevita"."""
+def newly_named(sentence: Sentence, statements: Sequence[str], names: Container[str] = ()) -> Iterator[str]:
+    """Who is called what, where a reading alone puts a name beside its bearer: "my nephew", and later "Tevita".
+
+    names: in lower case, of which it is said elsewhere whose they are.
+    """
     heard = f"{sentence.before} / {sentence.said}".lower().replace(",", "")
     plain = [statement for statement in statements if not _NAMING.intersection(wording.words(statement))]
     for bearer, name in (pair for statement in plain for pair in clauses.names_in(statement)):
         words = bearer.lower().split()
-        if not frames.HELPERS.intersection(words) and f"{words[-1]} {name.lower()}" not in heard:
+        elsewhere = f"{words[-1]} {name.lower()}" in heard or name.lower() in names
+        if not elsewhere and not frames.HELPERS.intersection(words):
             yield f"{bearer} is called {name}."
 
 

@@ -7,7 +7,7 @@ with rows that weigh nothing, and one mask says what each row sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,10 +26,10 @@ MOST_ROWS, MOST = 2048, 8  # of a graph; graphs
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a step reads: embedded tokens x (T, n_embd), their positions (T,), and whose they are, group (T,).
+    """What a step reads: rows x (T, n_embd), their positions (T,), and whose they are, group (T,).
 
     Rows of group 0 are seen by all, others by their own group. At rows targets (K,) the words ids (K, k) are taught
-    with probabilities taught (K, k); each target weighs weight (K,).
+    with probabilities taught (K, k); each target weighs weight (K,). x enters the first of the layers.
     """
 
     x: Tensor
@@ -39,6 +39,7 @@ class Buffers:
     ids: Tensor
     taught: Tensor
     weight: Tensor
+    layers: range
 
     @staticmethod
     def of(decoder: Decoder, pack: Pack, rows: int, targets: int) -> Buffers:
@@ -48,18 +49,22 @@ class Buffers:
             return F.pad(t, (0, 0) * (t.dim() - 1) + (0, count - len(t)), value=value)
 
         group = F.pad(pack.unpad // pack.longest + 1, (pack.prefix, 0))
+        (x, layers), (ids, taught) = decoder.entered(pack), teacher_of(pack)
         return Buffers(
-            filled(decoder.embed(pack.tokens), rows),
-            filled(pack.positions, rows),
-            filled(group, rows, pack.batch + 1),
-            filled(pack.targets, targets),
-            *(filled(t, targets) for t in (*teacher_of(pack), pack.weight)),
+            x=filled(x, rows),
+            positions=filled(pack.positions, rows),
+            group=filled(group, rows, pack.batch + 1),
+            targets=filled(pack.targets, targets),
+            ids=filled(ids, targets),
+            taught=filled(taught, targets),
+            weight=filled(pack.weight, targets),
+            layers=layers,
         )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, targets, words of a teacher."""
-        return len(self.x), *self.ids.shape
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows, targets, words of a teacher, layers."""
+        return len(self.x), *self.ids.shape, len(self.layers)
 
     def loss(self, decoder: Decoder) -> tuple[Tensor, Tensor]:
         """As `pack_loss`."""
@@ -71,14 +76,17 @@ class Buffers:
             return torch.zeros_like(distance, dtype=decoder.dtype).masked_fill_(hidden, -torch.inf)
 
         masks = {window: mask(window) for window in {0, decoder.window}}
-        rows = decoder.through(self.x, self.positions, lambda _, window: partial(attend_all, mask=masks[window]))
+        rows = decoder.through(
+            self.x, self.positions, lambda _, window: partial(attend_all, mask=masks[window]), self.layers
+        )
         hidden = decoder.norm(rows.index_select(0, self.targets))
         return head_loss(decoder, hidden, self.ids, self.taught, self.weight)
 
     def take(self, other: Buffers) -> None:
         """Another's contents, of the same shape."""
-        for field in fields(self):
-            getattr(self, field.name).copy_(getattr(other, field.name))
+        for name, own in vars(self).items():
+            if isinstance(own, Tensor):
+                own.copy_(getattr(other, name))
 
 
 @dataclass(frozen=True)
@@ -139,10 +147,12 @@ class Gradient:
         if not self._records or pack.tree or rows > MOST_ROWS:
             return None
         words = 1 if pack.teacher_ids is None else pack.teacher_ids.shape[1]
+        left = len(self.decoder.layers) - (0 if pack.stem is None else self.decoder.lowest)
         fit = [
-            (r, k) for r, k, w in (each.buffers.shape for each in self._graphs)
-            if w == words and rows <= r <= max(ROWS, SPARE * rows) and targets <= k
-        ]  # fmt: skip
+            (r, k)
+            for r, k, *rest in (each.buffers.shape for each in self._graphs)
+            if rest == [words, left] and rows <= r <= max(ROWS, SPARE * rows) and targets <= k
+        ]
         if fit:
             return min(fit)
         return None if len(self._graphs) == MOST else (rows + -rows % ROWS, targets + -targets % TARGETS)

@@ -4,14 +4,14 @@
 over (measured matrix rate x seconds). What is needed for one pass over the packs (`needed_flop`), with rows = tokens
 behind the shared prefix but for the last plus the prefix once a pack, fillers not counted:
 
-    forward     2 x weights x rows          every matrix of the blocks
+    forward     2 x weights x rows          every matrix of the blocks from the lowest adapted one up
     backward    2 x weights x rows          to the activations, for matrices whose input depends on an adapter
     adapters    2 x 2 x r (in + out) x rows forward and weight gradients; backward 2 x r x out x rows, and
                 2 x r x in x rows where the input depends on an adapter
     head        (2 + 2) x n_embd x n_vocab x target rows
 
-Base weights get no gradient. Attention's own products, norms, softmax and AdamW are not counted, so that the share
-is a lower bound.
+What lies below the lowest adapter is computed once for all passes, and not counted. Base weights get no gradient.
+Attention's own products, norms, softmax and AdamW are not counted, so that the share is a lower bound.
 """
 
 from __future__ import annotations
@@ -147,11 +147,12 @@ def train_passes(
     What the gradient records serves all of them.
     """
     # A low rate, because every pass warms up anew; it changes nothing about the speed.
-    options = TrainOptions(lr=1e-4, epochs=1, min_steps=0, pack_tokens=pack_tokens, stop_loss=0.0)
+    epochs = TrainOptions.epochs if seconds else 1
+    options = TrainOptions(lr=1e-4, epochs=epochs, min_steps=0, pack_tokens=pack_tokens, stop_loss=0.0)
     start, passes = time.perf_counter(), 0
     while not passes or time.perf_counter() - start < seconds:
         train(gradient.decoder, examples, replace(options, seed=passes), gradient=gradient)
-        passes += 1
+        passes += epochs
     return passes, time.perf_counter() - start
 
 
@@ -160,7 +161,7 @@ def needed_flop(decoder: Decoder, packs: Sequence[Pack]) -> int:
     rows = sum(p.prefix + sum(len(e.tokens) - 1 - p.prefix for e in p.examples) for p in packs)
     targets = sum(len(p.target_ids) for p in packs)
     per_row, trained = 0, False  # trained: the input depends on an adapter, so it needs a gradient
-    for layer in decoder.layers:
+    for layer in decoder.layers[decoder.lowest if decoder.rank else 0 :]:
         assert isinstance(layer, Layer)
         for linear in (layer.qkv, layer.out, layer.gate_up, layer.down):
             n_in, n_out = linear.base.n_in, sum(linear.base.n_outs)

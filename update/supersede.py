@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,19 @@ _NEXT = 2  # messages in a conversation that may change a fact without naming it
 _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed all the same: "Home is Skelby now."
 
 
+@dataclass(frozen=True)
+class _Doubt:
+    """An old statement, in the user's own person, and its questions; and what was said later, with the log-odds (nats)
+    that the statement is still true.
+    """
+
+    said: str
+    asked: Sequence[str]
+    id: int
+    piece: str
+    odds: float
+
+
 def superseded(
     runtime: Runtime,
     tutor: Tutor,
@@ -41,8 +55,7 @@ def superseded(
 ) -> dict[str, Fact | None]:
     """Old answers that no longer hold, each with the new fact that answers its questions best; None without any.
 
-    That fact may be none of `facts`, but a sentence as it was said, the message read once more as if the old statement
-    stood right before it ("My locker is number 204 now." lacks where that is), or the old statement with the new value.
+    That fact may be none of `facts` (`_decided`).
     """
     asked = _asked(old)
     for repeated in {f.answer for f in facts} & set(asked):
@@ -50,22 +63,57 @@ def superseded(
     told = {it.id: [f for f in facts if it.id in f.source] for it in fresh}
     pairs = _related([(answer, it.id, piece) for answer in asked for it in fresh for piece in _pieces(it.user)], told)
     judged = tutor.standing([(answer, piece) for answer, _, piece in pairs])
-    doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
-    doubtful.sort(key=lambda each: each[1])  # what was said last counts
-    pairs_read = [(wording.to_first_person(answer), piece) for answer, _, piece, _ in doubtful]
-    read = _read_after(reader, pairs_read)
-    renewed = _renewed(reader, pairs_read, [asked[answer] for answer, *_ in doubtful])
+    answers = {wording.to_first_person(answer): answer for answer in asked}
+    own = {answer: said for said, answer in answers.items()}
+    doubts = [
+        _Doubt(own[answer], asked[answer], id, piece, float(odds))
+        for (answer, id, piece), odds in zip(pairs, judged, strict=True)
+    ]
     found: dict[str, Fact | None] = {}
-    for (answer, id, piece, odds), statements, same in zip(doubtful, read, renewed, strict=True):
-        others = [*filter(wording.is_statement, wording.sentences(piece)), *statements, *same]
-        fuller = [to_fact(runtime, each, (id,)) for each in others if _is_news(each, piece, answer, asked[answer])]
-        new, sure = _best(tutor, told[id], asked[answer])
-        other, surer = _best(tutor, fuller, asked[answer])
+    for doubt, new in _decided(runtime, tutor, reader, doubts, told):
+        found[answers[doubt.said]] = new or found.get(answers[doubt.said])
+    return found
+
+
+def standing(
+    runtime: Runtime, tutor: Tutor, reader: Reader, facts: Sequence[Fact], messages: Sequence[Interaction]
+) -> list[Fact]:
+    """The facts that no later one of the messages ends, with what takes the others' places."""
+    pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
+    judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
+    doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
+    some = list(dict.fromkeys(f for f, *_ in doubtful))
+    asked = dict(zip(some, questions_of(tutor, some), strict=True))
+    told = {it.id: [f for f in facts if it.id in f.source] for it in messages}
+    doubts = [_Doubt(f.said, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
+    over = {doubt.said: new for doubt, new in _decided(runtime, tutor, reader, doubts, told)}
+    places = {said: new for said, new in over.items() if new and new.said not in over}
+    return restated([f for f in facts if f.said not in over], places)
+
+
+def _decided(
+    runtime: Runtime,
+    tutor: Tutor,
+    reader: Reader,
+    doubts: Sequence[_Doubt],
+    told: Mapping[int, Sequence[Fact]],
+) -> Iterator[tuple[_Doubt, Fact | None]]:
+    """Of old statements those that are over, what was said last at the end, each with what answers its questions best.
+
+    That is a fact that the same message told, or a sentence as it was said, the message read once more as if the old
+    statement stood right before it ("My locker is number 204 now." lacks where that is), or the old statement with the
+    new value.
+    """
+    some = sorted((each for each in doubts if each.odds < ENDED + WEIGHT), key=lambda each: each.id)
+    for doubt, read, same in zip(some, _read_after(reader, some), _renewed(reader, some), strict=True):
+        others = [*filter(wording.is_statement, wording.sentences(doubt.piece)), *read, *same]
+        fuller = [to_fact(runtime, each, (doubt.id,)) for each in others if _is_news(each, doubt)]
+        new, sure = _best(tutor, told[doubt.id], doubt.asked)
+        other, surer = _best(tutor, fuller, doubt.asked)
         if surer > max(sure + CLEARLY, 0.0):
             new, sure = other, surer
-        if odds - _weight(sure) < ENDED:
-            found[answer] = new or found.get(answer)
-    return found
+        if doubt.odds - _weight(sure) < ENDED:
+            yield doubt, new
 
 
 def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list[Fact]:
@@ -78,33 +126,29 @@ def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list
     return told
 
 
-def _is_news(statement: str, message: str, answer: str, questions: Sequence[str]) -> bool:
-    """Whether it says more than an old answer does, without its value: what none of its questions gives away."""
-    said, before = wording.stems(statement), wording.stems(answer)
-    return bool(said - before) and not said & (_value(answer, questions) - wording.stems(message))
+def _is_news(statement: str, doubt: _Doubt) -> bool:
+    """Whether it says more than an old statement does, without its value."""
+    said, before = wording.stems(statement), wording.stems(doubt.said)
+    return bool(said - before) and not said & (_value(doubt) - wording.stems(doubt.piece))
 
 
-def _value(answer: str, questions: Sequence[str]) -> set[str]:
-    """The stems of an answer that none of its questions gives away."""
-    return wording.stems(answer).difference(*map(wording.stems, questions))
+def _value(doubt: _Doubt) -> set[str]:
+    """The stems of an old statement that none of its questions gives away."""
+    return wording.stems(doubt.said).difference(*map(wording.stems, doubt.asked))
 
 
-def _read_after(reader: Reader, pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """What the second text of each pair tells, read after the first."""
-    turns = [(f"{i}", text) for i, pair in enumerate(pairs) for text in pair]
+def _read_after(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
+    """What each message tells, read after the old statement."""
+    turns = [(f"{i}", text) for i, doubt in enumerate(doubts) for text in (doubt.said, doubt.piece)]
     return reader.told(turns)[1::2]
 
 
-def _renewed(reader: Reader, pairs: Sequence[tuple[str, str]], questions: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each old statement, with its value replaced by words of a later message, what that tells most likely."""
-    ways = [
-        with_new_value(said, _value(said, asked), piece) for (said, piece), asked in zip(pairs, questions, strict=True)
-    ]
-    judged = reader.likelihoods(
-        [(said, piece, statement) for (said, piece), own in zip(pairs, ways, strict=True) for statement in own]
-    )
-    at = iter(judged)
-    weighed = [[(next(at), statement) for statement in own] for own in ways]
+def _renewed(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
+    """Of each old statement, with its value replaced by words of the message, what that tells most likely, if any."""
+    ways = [with_new_value(doubt.said, _value(doubt), doubt.piece) for doubt in doubts]
+    pairs = [(doubt, statement) for doubt, own in zip(doubts, ways, strict=True) for statement in own]
+    likely = iter(reader.likelihoods([(doubt.said, doubt.piece, statement) for doubt, statement in pairs]))
+    weighed = [[(next(likely), statement) for statement in own] for own in ways]
     return [[max(own)[1]] if own else [] for own in weighed]
 
 
@@ -156,21 +200,6 @@ def _best(tutor: Tutor, facts: Sequence[Fact], questions: Sequence[str]) -> tupl
 def _weight(sure: float) -> float:
     """What a new fact's log-odds of answering weigh, at most WEIGHT either way."""
     return float(np.clip(SHARE * sure, -WEIGHT, WEIGHT))
-
-
-def standing(tutor: Tutor, facts: Sequence[Fact], messages: Sequence[Interaction]) -> list[Fact]:
-    """The facts that no later one of the messages ends."""
-    pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
-    judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
-    doubtful = [(f, id, odds) for (f, id, _), odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
-    some = list(dict.fromkeys(f for f, _, _ in doubtful))
-    asked = dict(zip(some, questions_of(tutor, some), strict=True))
-    over = {
-        f
-        for f, id, odds in doubtful
-        if odds - _weight(_best(tutor, [new for new in facts if id in new.source], asked[f])[1]) < ENDED
-    }
-    return [f for f in facts if f not in over]
 
 
 def _pieces_since(fact: Fact, messages: Sequence[Interaction]) -> Iterator[tuple[int, str]]:

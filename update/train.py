@@ -17,6 +17,7 @@ from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples, plan_packs
 from engrain.update.preference import Preference, log_likelihoods, preference_loss
 from engrain.update.recorded import Gradient
+from engrain.update.stem import Stem
 
 _DEALT_OUT = ("contrast", "replay")  # kinds of examples of which every epoch has others
 
@@ -103,6 +104,7 @@ def train(
         params, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
     gradient = gradient or Gradient(decoder)
+    stem = Stem(decoder, [*examples, *anchors] if decoder.resident else [])
     plan = _plan(examples, anchors, len(preferences), options)
     key = _fingerprint(examples, anchors, preferences, options)
     reference = log_likelihoods(decoder, preferences)
@@ -118,7 +120,7 @@ def train(
             planned = plan[i]
             _set_lr(optimiser, options, i, len(plan), before + time.monotonic() - start)
             pairs = [(preferences[k], reference[k]) for k in planned.preferences]
-            loss, tokens = _step(decoder, gradient, planned, pairs, params, optimiser, options)
+            loss, tokens = _step(gradient, stem, planned, pairs, params, optimiser, options)
             if not math.isfinite(loss) or (epoch_losses and loss > 4 * max(epoch_losses[0], 1.0)):
                 _restore(params, good)
                 stopped = "diverged"
@@ -193,8 +195,8 @@ def _in_turn(order: Sequence[int], count: int, step: int) -> list[int]:
 
 
 def _step(
-    decoder: Decoder,
     gradient: Gradient,
+    stem: Stem,
     planned: _Planned,
     preferences: Sequence[tuple[Preference, Tensor]],
     params: Sequence[Tensor],
@@ -204,12 +206,12 @@ def _step(
     """One optimiser step -> mean loss of its examples' targets (nats; of its preferences without any), tokens."""
     mean, tokens = 0.0, 0
     if preferences:
-        mean = _prefer(decoder, preferences, options.preference_weight)
+        mean = _prefer(gradient.decoder, preferences, options.preference_weight)
         tokens += sum(len(e.tokens) for p, _ in preferences for e in p.examples)
     shares = ((planned.examples, 1.0), (planned.anchors, options.anchor_weight))
     group = [replace(e, weight=e.weight * unit) for part, share in shares for unit in _unit(part, share) for e in part]
     if group:
-        pack = pack_examples(group).to(decoder.embedding.device)
+        pack = stem.under(pack_examples(group).to(gradient.decoder.embedding.device))
         nll = gradient(pack)
         tokens += len(pack.tokens)
         if planned.examples:

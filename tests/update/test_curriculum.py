@@ -168,15 +168,22 @@ def test_of_two_changes_the_later_counts(tiny: Path) -> None:
     assert found == {CAR: amazon}
 
 
-def test_what_was_corrected_in_the_same_conversation_is_not_learned() -> None:
+def test_what_was_corrected_in_the_same_conversation_is_not_learned(tiny: Path) -> None:
     texts = ["The rent is 385.", "Thanks.", "Sorry, 358.", "It's due on Friday.", "We meet at ten."]
     talk = [Interaction(i, "c", 0.0, None, text, "Ok.", "m") for i, text in enumerate(texts)]
-    facts = [Fact(f"The rent is {n}.", f"The rent is {n}.", (n,), (i,)) for i, n in ((0, "385"), (2, "358"))]
-    tutor = Examiner({}, ends={facts[0].said: "Sorry"})
-    assert standing(cast(Tutor, tutor), facts, talk) == facts[1:]
-    assert (facts[0].said, talk[3].user) not in tutor.weighed  # far on, and shares no word
+    wrong, right = (Fact(f"The rent is {n}.", f"The rent is {n}.", (n,), (i,)) for i, n in ((0, "385"), (2, "358")))
+    corrected = Examiner({}, ends={wrong.said: "Sorry"})
     elsewhere = [replace(it, conversation=str(it.id)) for it in talk]
-    assert standing(cast(Tutor, Examiner({}, ends={facts[0].said: "Sorry"})), facts, elsewhere) == facts
+    with Runtime.load(tiny) as runtime:
+
+        def stands(tutor: Examiner, facts: list[Fact], messages: list[Interaction]) -> list[Fact]:
+            return standing(runtime, cast(Tutor, tutor), cast(Reader, Reading()), facts, messages)
+
+        assert stands(corrected, [wrong, right], talk) == [right]
+        assert (wrong.said, talk[3].user) not in corrected.weighed  # far on, and shares no word
+        assert stands(Examiner({}, ends={wrong.said: "Sorry"}), [wrong, right], elsewhere) == [wrong, right]
+        (renewed,) = stands(Examiner({"is": "rent"}, ends={wrong.said: "Sorry"}), [wrong], talk)
+        assert (renewed.said, renewed.source) == (right.said, (2,))  # though nothing told it
 
 
 def test_questions_go_to_the_statement_that_answers_them_best() -> None:

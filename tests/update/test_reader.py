@@ -82,6 +82,7 @@ def test_clauses_are_added_for_what_is_left_out() -> None:
 def test_who_is_called_what_is_told_where_only_a_reading_says_so() -> None:
     late = Sentence("Tevita would eat rice every day", "One of us is my nephew.", 1)
     assert list(newly_named(late, ["My nephew Tevita would eat rice."])) == ["My nephew is called Tevita."]
+    assert list(newly_named(late, ["My nephew Tevita would eat rice."], {"tevita"})) == []  # my brother, say
     assert list(newly_named(late, ["My nephew is called Tevita.", "My nephew Tevita's rice is hot."])) == [
         "My nephew is called Tevita."
     ]
