@@ -7,7 +7,8 @@ are answered by what the same message tells, by the statement that answers them 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 ENDED = -5.0  # nats, below which a statement has ended: its log-odds of standing, less what the new facts weigh
-CLEARLY = 1.0  # nats by which another reading answers the old questions better, to be taken instead of a new fact
+HARDLY = -10.0  # nats, below which a message hardly tells a statement
+GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hold isn't its value
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
-MOST_WORDS = 5  # of a value
+MOST_WORDS = 4  # of a value
 _ASKED = 8  # of an old fact's questions, spread evenly
 _NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
 _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed all the same: "Home is Skelby now."
@@ -106,14 +108,15 @@ def _decided(
     """
     some = sorted((each for each in doubts if each.odds < ENDED + WEIGHT), key=lambda each: each.id)
     for doubt, read, same in zip(some, _read_after(reader, some), _renewed(reader, some), strict=True):
-        others = [*filter(wording.is_statement, wording.sentences(doubt.piece)), *read, *same]
+        others = [*filter(wording.is_statement, wording.sentences(doubt.piece)), *read]
         fuller = [to_fact(runtime, each, (doubt.id,)) for each in others if _is_news(each, doubt)]
         new, sure = _best(tutor, told[doubt.id], doubt.asked)
         other, surer = _best(tutor, fuller, doubt.asked)
-        if surer > max(sure + CLEARLY, 0.0):
+        if surer > max(sure, 0.0):
             new, sure = other, surer
-        if doubt.odds - _weight(sure) < ENDED:
-            yield doubt, new
+        if doubt.odds - _weight(sure) < ENDED:  # the old statement's own words answer its questions, true or not
+            other, surer = _best(tutor, [to_fact(runtime, each, (doubt.id,)) for each in same], doubt.asked)
+            yield doubt, other if surer > max(sure, 0.0) else new
 
 
 def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list[Fact]:
@@ -133,8 +136,9 @@ def _is_news(statement: str, doubt: _Doubt) -> bool:
 
 
 def _value(doubt: _Doubt) -> set[str]:
-    """The stems of an old statement that none of its questions gives away."""
-    return wording.stems(doubt.said).difference(*map(wording.stems, doubt.asked))
+    """The stems of an old statement that few of its questions give away."""
+    held = Counter(stem for question in doubt.asked for stem in wording.stems(question))
+    return {stem for stem in wording.stems(doubt.said) if held[stem] <= GIVEN_AWAY * len(doubt.asked)}
 
 
 def _read_after(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
@@ -144,29 +148,35 @@ def _read_after(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
 
 
 def _renewed(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
-    """Of each old statement, with its value replaced by words of the message, what that tells most likely, if any."""
-    ways = [with_new_value(doubt.said, _value(doubt), doubt.piece) for doubt in doubts]
+    """Each old statement with a new value, as the message most likely tells it; none where that is hardly told."""
+    ways = [with_new_value(doubt.said, doubt.piece, _value(doubt)) for doubt in doubts]
     pairs = [(doubt, statement) for doubt, own in zip(doubts, ways, strict=True) for statement in own]
     likely = iter(reader.likelihoods([(doubt.said, doubt.piece, statement) for doubt, statement in pairs]))
-    weighed = [[(next(likely), statement) for statement in own] for own in ways]
-    return [[max(own)[1]] if own else [] for own in weighed]
+    best = [max(((next(likely), statement) for statement in own), default=(-math.inf, "")) for own in ways]
+    return [[statement] if nats > HARDLY else [] for nats, statement in best]
 
 
-def with_new_value(statement: str, value: set[str], message: str) -> list[str]:
-    """A statement with a few words of a message, new to it, in place of its value, stems of its words."""
-    spans = [m for m in wording.word_spans(statement) if wording.stems(m[0]) and wording.stems(m[0]) <= value]
-    if not spans or len(wording.words(statement[spans[0].start() : spans[-1].end()])) > MOST_WORDS:
-        return []
-    known, heard = wording.stems(statement), list(wording.word_spans(message))
-    new = [bool(own := wording.stems(m[0])) and not own & known for m in heard]
-    ways = [
-        message[heard[i].start() : heard[j].end()]
-        for i in range(len(heard))
-        for j in range(i, min(i + MOST_WORDS, len(heard)))
-        if new[i] and new[j]
+def with_new_value(statement: str, message: str, value: Collection[str] = ()) -> list[str]:
+    """A statement with a few words that only a message has, in place of some that only it has, or that are its value.
+
+    value: stems, for a message may name what is over: "We sold the Saab, we have a Fiat now."
+    """
+    new = [message[start:end] for start, end in _own_words(message, wording.stems(statement))]
+    old = _own_words(statement, wording.stems(message).difference(value))
+    ways = [statement[:start] + way + statement[end:] for start, end in old for way in new]
+    return list(dict.fromkeys(filter(wording.is_statement, ways)))
+
+
+def _own_words(text: str, others: Set[str]) -> list[tuple[int, int]]:
+    """Where a few words of a text stand that begin and end with content words of other stems."""
+    words = list(wording.word_spans(text))
+    own = [bool(wording.stems(m[0]) - others) for m in words]
+    return [
+        (first.start(), words[j].end())
+        for i, first in enumerate(words)
+        for j in range(i, min(i + MOST_WORDS, len(words)))
+        if own[i] and own[j]
     ]
-    head, tail = statement[: spans[0].start()], statement[spans[-1].end() :]
-    return list(dict.fromkeys(filter(wording.is_statement, (head + way + tail for way in ways))))
 
 
 def _asked(old: Sequence[Lesson]) -> dict[str, list[str]]:
