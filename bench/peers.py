@@ -4,8 +4,8 @@
 
 Each contestant runs in a process of its own, in turn for some rounds, and the median counts: machines are noisy.
 PEFT gets AdamW, answers-only loss, padding to the longest, and the best of several batch sizes, which a first
-round finds. No KL anchors on either side. `pairs_per_s` is engrain as it ships (the lowest fifth of the layers bare,
-gradients stop there); `pairs_per_s_all_layers` adapts every layer, and is what PEFT's figures are for, so the ratios
+round finds. No KL anchors on either side. `pairs_per_s` is engrain as it ships (the lower layers bare, computed once
+for all passes); `pairs_per_s_all_layers` adapts every layer, and is what PEFT's figures are for, so the ratios
 to PEFT's default are for the way each is used, and `ratio_*_all_layers` for the same work.
 """
 

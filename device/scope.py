@@ -165,7 +165,12 @@ class Coverage:
         weighed. enough: what the sum must reach. All in nats.
         """
         assert self.taught is not None
-        own = [r for r in replies if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
+        least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf  # in doubt, what it would rather say
+        own = [
+            r
+            for r, sure in replies.items()
+            if r != NOT_TOLD and sure > least and np.isin(fingerprints([r]), self.taught).all()
+        ]
         if own:
             scores = recalled * np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
             if scores.max() >= enough + self.short:

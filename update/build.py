@@ -10,20 +10,26 @@ from engrain.quant.gguf import GGUFModel
 from engrain.update.decoder import Decoder
 
 RANK, ALPHA = 8, 16.0
-LOWEST_SHARE = 0.2  # of the layers stay bare: what a word means is found there, and it is a fifth less work
+BARE = 0.6  # of the layers, the lowest, get no adapters of what is learned: what a word means is found there
+BARE_AT_SCHOOL = 0.2  # of those that learn to study or to read
 
 
-def bare_layers(gguf: GGUFModel) -> int:
+def bare_layers(gguf: GGUFModel, share: float = BARE) -> int:
     """How many of the lowest layers get no adapters."""
-    return int(LOWEST_SHARE * gguf.hyper.n_layer)
+    return int(share * gguf.hyper.n_layer)
 
 
 def build_decoder(
-    gguf: GGUFModel, device: str = "auto", seed: int = 0, parent: Adapter | None = None, resident: bool = True
+    gguf: GGUFModel,
+    device: str = "auto",
+    seed: int = 0,
+    parent: Adapter | None = None,
+    resident: bool = True,
+    bare: float = BARE,
 ) -> Decoder:
-    """The decoder with new adapters, or with the parent's to train on from."""
+    """The decoder with new adapters above a share of bare layers, or with the parent's to train on from."""
     torch.manual_seed(seed)
-    rank, lowest = RANK, bare_layers(gguf)
+    rank, lowest = RANK, bare_layers(gguf, bare)
     if parent:
         rank, lowest = parent.rank, min(int(n.split(".")[1]) for n in parent.weights)
     decoder = Decoder(gguf, rank, ALPHA, device=pick_device(device), resident=resident, first_layer=lowest)

@@ -20,7 +20,7 @@ from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.quant.gguf_lora import load_gguf, save_gguf
-from engrain.update.build import build_decoder, extract
+from engrain.update.build import BARE_AT_SCHOOL, build_decoder, extract
 from engrain.update.corpus import read_changes, read_corpus
 from engrain.update.decoder import Decoder
 from engrain.update.train_reader import read_conversations, train_reader
@@ -93,7 +93,7 @@ def make(
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Train for `budget` seconds at most, and write the adapter as a GGUF LoRA."""
-    decoder = build_decoder(gguf, device, resident=resident)
+    decoder = build_decoder(gguf, device, resident=resident, bare=BARE_AT_SCHOOL)
     subject.teach(runtime, decoder, budget, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf(extract(decoder, gguf), out, half=True)

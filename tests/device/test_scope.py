@@ -277,6 +277,8 @@ def test_what_is_nearly_inside_is_remembered_if_that_is_surer(runtime: Runtime, 
         assert covered.short == pytest.approx(short, abs=0.1)
         assert covered.settle({GOAT: ENOUGH + short + 0.2}, bear(0.0)) == GOAT
         assert covered.settle({GOAT: ENOUGH + short - 0.2}, bear(0.0)) is None
+        assert covered.settle({GOAT: -1.0, NOT_TOLD: -2.0}, bear(9.0)) == GOAT
+        assert covered.settle({GOAT: -2.0, NOT_TOLD: -1.0}, bear(9.0)) is None  # so says the adapter
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:
