@@ -29,6 +29,7 @@ GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hol
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
 MOST_WORDS = 4  # of a value
+MUCH = 2.0  # nats by which an earlier message's fact answers better that is kept
 _ASKED = 8  # of an old fact's questions, spread evenly
 _NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
 _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed all the same: "Home is Skelby now."
@@ -71,10 +72,7 @@ def superseded(
         _Doubt(own[answer], asked[answer], id, piece, float(odds))
         for (answer, id, piece), odds in zip(pairs, judged, strict=True)
     ]
-    found: dict[str, Fact | None] = {}
-    for doubt, new in _decided(runtime, tutor, reader, doubts, told):
-        found[answers[doubt.said]] = new or found.get(answers[doubt.said])
-    return found
+    return {answers[said]: new for said, new in _decided(runtime, tutor, reader, doubts, told).items()}
 
 
 def standing(
@@ -88,7 +86,7 @@ def standing(
     asked = dict(zip(some, questions_of(tutor, some), strict=True))
     told = {it.id: [f for f in facts if it.id in f.source] for it in messages}
     doubts = [_Doubt(f.said, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
-    over = {doubt.said: new for doubt, new in _decided(runtime, tutor, reader, doubts, told)}
+    over = _decided(runtime, tutor, reader, doubts, told)
     places = {said: new for said, new in over.items() if new and new.said not in over}
     return restated([f for f in facts if f.said not in over], places)
 
@@ -99,24 +97,34 @@ def _decided(
     reader: Reader,
     doubts: Sequence[_Doubt],
     told: Mapping[int, Sequence[Fact]],
-) -> Iterator[tuple[_Doubt, Fact | None]]:
-    """Of old statements those that are over, what was said last at the end, each with what answers its questions best.
+) -> dict[str, Fact | None]:
+    """Old statements that are over, each with what answers its questions best; None without any.
 
     That is a fact that the same message told, or a sentence as it was said, the message read once more as if the old
     statement stood right before it ("My locker is number 204 now." lacks where that is), or the old statement with the
-    new value.
+    new value. Of several messages the last counts, unless an earlier one answers much better.
     """
-    some = sorted((each for each in doubts if each.odds < ENDED + WEIGHT), key=lambda each: each.id)
-    for doubt, read, same in zip(some, _read_after(reader, some), _renewed(reader, some), strict=True):
-        others = [*filter(wording.is_statement, wording.sentences(doubt.piece)), *read]
-        fuller = [to_fact(runtime, each, (doubt.id,)) for each in others if _is_news(each, doubt)]
-        new, sure = _best(tutor, told[doubt.id], doubt.asked)
-        other, surer = _best(tutor, fuller, doubt.asked)
-        if surer > max(sure, 0.0):
-            new, sure = other, surer
-        if doubt.odds - _weight(sure) < ENDED:  # the old statement's own words answer its questions, true or not
-            other, surer = _best(tutor, [to_fact(runtime, each, (doubt.id,)) for each in same], doubt.asked)
-            yield doubt, other if surer > max(sure, 0.0) else new
+
+    def better(doubt: _Doubt, statements: Iterable[str], than: tuple[Fact | None, float]) -> tuple[Fact | None, float]:
+        news = [to_fact(runtime, each, (doubt.id,)) for each in statements if _is_news(each, doubt)]
+        other = _best(tutor, news, doubt.asked)
+        return other if other[1] > max(than[1], 0.0) else than
+
+    over = []
+    for doubt in sorted(doubts, key=lambda each: each.id):
+        if doubt.odds < ENDED + WEIGHT:
+            said = filter(wording.is_statement, wording.sentences(doubt.piece))
+            new = better(doubt, said, _best(tutor, told[doubt.id], doubt.asked))
+            if doubt.odds - _weight(new[1]) < ENDED:
+                over.append((doubt, new))
+    # Only now: what borrows the old statement's words would answer its questions in any case.
+    ended = [doubt for doubt, _ in over]
+    found: dict[str, tuple[Fact | None, float]] = {}
+    for (doubt, new), read, same in zip(over, _read_after(reader, ended), _renewed(reader, ended), strict=True):
+        fact, sure = better(doubt, [*read, *same], new)
+        if doubt.said not in found or sure > found[doubt.said][1] - MUCH:
+            found[doubt.said] = (fact, sure)
+    return {said: fact for said, (fact, _) in found.items()}
 
 
 def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list[Fact]:
@@ -130,9 +138,12 @@ def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list
 
 
 def _is_news(statement: str, doubt: _Doubt) -> bool:
-    """Whether it says more than an old statement does, without its value."""
+    """Whether it says more than an old statement does, without what the old one alone says: its value's numbers, and
+    words that no question gives away.
+    """
     said, before = wording.stems(statement), wording.stems(doubt.said)
-    return bool(said - before) and not said & (_value(doubt) - wording.stems(doubt.piece))
+    value = before.difference(*map(wording.stems, doubt.asked)) | {s for s in _value(doubt) if any(map(str.isdigit, s))}
+    return bool(said - before) and not said & (value - wording.stems(doubt.piece))
 
 
 def _value(doubt: _Doubt) -> set[str]:

@@ -168,7 +168,10 @@ def test_of_two_changes_the_later_counts(tiny: Path) -> None:
     amazon = Fact("We drive a Volvo Amazon.", "You drive a Volvo Amazon.", ("amazon",), (8,))
     with Runtime.load(tiny) as runtime:
         found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, amazon], [later, CHANGE], PAST)
-    assert found == {CAR: amazon}
+        assert found == {CAR: amazon}
+        moved, other = replace(later, user="Its Dyane has moved."), Fact("My car moved.", "Your car moved.", (), (8,))
+        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, other], [moved, CHANGE], PAST)
+        assert found == {CAR: VOLVO}  # the other answers none of the old questions
 
 
 def test_what_was_corrected_in_the_same_conversation_is_not_learned(tiny: Path) -> None:
