@@ -158,6 +158,9 @@ def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, lo
     if options.force and not fresh:
         fresh = everything
     past = taught_before(parent, {i.id for i in everything})
+    # What came from a forgotten interaction and another one is learned anew from the other alone.
+    again = {id for lesson in past.gone for id in lesson.source} | {i.id for i in fresh}
+    fresh = [i for i in everything if i.id in again]
     return _Job(home, model, options, report, sha, open_gguf(model.path), registry, parent, everything, fresh, past)
 
 

@@ -37,11 +37,12 @@ _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed 
 
 @dataclass(frozen=True)
 class _Doubt:
-    """An old statement, in the user's own person, and its questions; and what was said later, with the log-odds (nats)
-    that the statement is still true.
+    """An old statement, in the user's own person, where it comes from, and its questions; and what was said later, with
+    the log-odds (nats) that the statement is still true.
     """
 
     said: str
+    source: tuple[int, ...]
     asked: Sequence[str]
     id: int
     piece: str
@@ -68,8 +69,9 @@ def superseded(
     judged = tutor.standing([(answer, piece) for answer, _, piece in pairs])
     answers = {wording.to_first_person(answer): answer for answer in asked}
     own = {answer: said for said, answer in answers.items()}
+    source = {lesson.answer: lesson.source for lesson in old}
     doubts = [
-        _Doubt(own[answer], asked[answer], id, piece, float(odds))
+        _Doubt(own[answer], source[answer], asked[answer], id, piece, float(odds))
         for (answer, id, piece), odds in zip(pairs, judged, strict=True)
     ]
     return {answers[said]: new for said, new in _decided(runtime, tutor, reader, doubts, told).items()}
@@ -85,7 +87,7 @@ def standing(
     some = list(dict.fromkeys(f for f, *_ in doubtful))
     asked = dict(zip(some, questions_of(tutor, some), strict=True))
     told = {it.id: [f for f in facts if it.id in f.source] for it in messages}
-    doubts = [_Doubt(f.said, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
+    doubts = [_Doubt(f.said, f.source, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
     over = _decided(runtime, tutor, reader, doubts, told)
     places = {said: new for said, new in over.items() if new and new.said not in over}
     return restated([f for f in facts if f.said not in over], places)
@@ -102,11 +104,13 @@ def _decided(
 
     That is a fact that the same message told, or a sentence as it was said, the message read once more as if the old
     statement stood right before it ("My locker is number 204 now." lacks where that is), or the old statement with the
-    new value. Of several messages the last counts, unless an earlier one answers much better.
+    new value; these two come from both. Of several messages the last counts, unless an earlier one answers much better.
     """
 
-    def better(doubt: _Doubt, statements: Iterable[str], than: tuple[Fact | None, float]) -> tuple[Fact | None, float]:
-        news = [to_fact(runtime, each, (doubt.id,)) for each in statements if _is_news(each, doubt)]
+    def better(
+        doubt: _Doubt, statements: Iterable[str], source: tuple[int, ...], than: tuple[Fact | None, float]
+    ) -> tuple[Fact | None, float]:
+        news = [to_fact(runtime, each, source) for each in statements if _is_news(each, doubt)]
         other = _best(tutor, news, doubt.asked)
         return other if other[1] > max(than[1], 0.0) else than
 
@@ -114,14 +118,14 @@ def _decided(
     for doubt in sorted(doubts, key=lambda each: each.id):
         if doubt.odds < ENDED + WEIGHT:
             said = filter(wording.is_statement, wording.sentences(doubt.piece))
-            new = better(doubt, said, _best(tutor, told[doubt.id], doubt.asked))
+            new = better(doubt, said, (doubt.id,), _best(tutor, told[doubt.id], doubt.asked))
             if doubt.odds - _weight(new[1]) < ENDED:
                 over.append((doubt, new))
     # Only now: what borrows the old statement's words would answer its questions in any case.
     ended = [doubt for doubt, _ in over]
     found: dict[str, tuple[Fact | None, float]] = {}
     for (doubt, new), read, same in zip(over, _read_after(reader, ended), _renewed(reader, ended), strict=True):
-        fact, sure = better(doubt, [*read, *same], new)
+        fact, sure = better(doubt, [*read, *same], (*doubt.source, doubt.id), new)
         if doubt.said not in found or sure > found[doubt.said][1] - MUCH:
             found[doubt.said] = (fact, sure)
     return {said: fact for said, (fact, _) in found.items()}
@@ -133,7 +137,8 @@ def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list
     for answer, new in replaced.items():
         if new and new not in told:
             said, before = wording.stems(new.said), wording.stems(answer)
-            told = [f for f in told if f.source != new.source or wording.stems(f.said) - before - said] + [new]
+            told = [f for f in told if not set(f.source) <= set(new.source) or wording.stems(f.said) - before - said]
+            told.append(new)
     return told
 
 

@@ -134,7 +134,7 @@ def test_what_takes_an_old_place_is_told_as_fully(tiny: Path) -> None:
     with Runtime.load(tiny) as runtime:
         found = superseded(runtime, cast(Tutor, tutor), cast(Reader, reader), [short, other], [message], past)
     full = found[locker]
-    assert full and (full.said, full.source) == ("My locker at work is number 204.", (7,))
+    assert full and (full.said, full.source) == ("My locker at work is number 204.", (1, 7))
     assert restated([short, other], found) == [other, full]
     assert restated([full, other], found) == [full, other]
 
@@ -192,7 +192,7 @@ def test_what_was_corrected_in_the_same_conversation_is_not_learned(tiny: Path) 
         assert stands(Examiner({}, ends={wrong.said: "Sorry"}), [wrong, right], elsewhere) == [wrong, right]
         likely = Reading({("", "never"): right.said})
         (renewed,) = stands(Examiner({"is": "rent"}, ends={wrong.said: "Sorry"}), [wrong], talk, likely)
-        assert (renewed.said, renewed.source) == (right.said, (2,))  # though nothing told it
+        assert (renewed.said, renewed.source) == (right.said, (0, 2))  # though nothing told it
 
 
 def test_questions_go_to_the_statement_that_answers_them_best() -> None:
