@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _RECENT = 3  # messages: the last exchange, and what is asked now
 _BEGUN = 12  # tokens of a free reply, in which memory would show
+_BARE: tuple[bool, list[int]] = (False, [])  # the base model answers, from the first token on
 
 
 def respond(
@@ -78,7 +79,7 @@ def is_adapters(runtime: Runtime, message: str) -> bool:
     covered, messages = runtime.covers(message), [{"role": "user", "content": message}]
     if covered.checked and _remembered(runtime, [messages], [covered])[0] is not None:
         return True
-    return covered.free
+    return _begun(runtime, [runtime.prompt_tokens(messages)], [covered])[0] != _BARE
 
 
 def _begun(
@@ -101,16 +102,16 @@ def _begun(
         again, runtime.generate_batch([prompts[formed[k]] for k in again], _BEGUN, others), strict=True
     ):
         begun[k] = tokens
-        found[formed[k]] = (True, tokens[:1])
     for i, tokens in zip(formed, begun, strict=True):
-        if (at := _recited(runtime, tokens)) is not None:
-            found[i] = (False, tokens[:at])
+        at = _recited(runtime, tokens) if tokens else 0
+        # One that has ended goes on from its first token alone, and may end once more.
+        found[i] = (True, tokens if len(tokens) == _BEGUN else tokens[:1]) if at is None else (False, tokens[:at])
     return found
 
 
 def _recited(runtime: Runtime, tokens: Sequence[int]) -> int | None:
     """Where in a reply's beginning memory begins."""
-    return next((at for at in range(len(tokens)) if runtime.recites(runtime.detokenize(tokens[at:]))), None)
+    return next((at for at in range(len(tokens)) if runtime.recites(tokens[at:])), None)
 
 
 def _remembered(

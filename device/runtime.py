@@ -26,6 +26,7 @@ from engrain.device.weighing import Weighing
 _SCOPE_CONTEXT = 1024  # tokens of a message that is looked at whole, to tell whether an adapter is about it
 _WIDTH = 16  # prompts continued side by side by generate_batch
 _BATCH_CELLS = 8192  # tokens whose keys and values generate_batch may hold
+_RECITED = 4  # tokens by which a taught reply is known
 _PROBE = "The first thing that I would like to say about it is that"
 
 
@@ -236,10 +237,12 @@ class Runtime:
         """Whether a reply that the attached adapter remembers begins with these tokens; False if that isn't known."""
         return self._may_begin is not None and self._may_begin(tokens)
 
-    def recites(self, text: str) -> bool:
-        """Whether a text begins as a reply does that the attached adapter remembers; False if that isn't known."""
+    def recites(self, tokens: Sequence[int]) -> bool:
+        """Whether tokens begin as a reply about a fact does that the attached adapter remembers, in some words."""
         scope = self._adapter.scope
-        return scope is not None and scope.recites(text)
+        if scope is None or scope.openings is None:  # of an earlier engrain
+            return self.may_begin(tokens[:_RECITED])
+        return scope.recites(self.detokenize(tokens))
 
     @property
     def _may_begin(self) -> MayBegin | None:

@@ -51,7 +51,8 @@ class Sampler:
         if np.isnan(logits[best]):
             raise NotANumber
         if self._barred:
-            out = [token for token in np.argsort(-logits)[:_HEAD] if self._barred(int(token))]
+            likely = np.argpartition(-logits, min(_HEAD, len(logits) - 1))[:_HEAD]
+            out = [token for token in likely if self._barred(int(token))]
             logits, self._barred = logits.copy(), None
             logits[out] = -np.inf
             best = int(np.argmax(logits))

@@ -55,7 +55,7 @@ class Scope:
 
     taught: fingerprints of the replies that were taught, sorted, (n,) uint64. beginnings: of all that these begin with,
     as tokens (`marks`); without them, anything may be said. formed: a form of replies was taught, and all that isn't
-    about facts is answered in it. openings: how taught replies begin, in words.
+    about facts is answered in it. openings: how replies about facts begin, in words.
     """
 
     facts: Probe | None
@@ -66,7 +66,7 @@ class Scope:
     openings: np.ndarray | None = None
 
     def recites(self, text: str) -> bool:
-        """Whether a text begins as a taught reply does."""
+        """Whether a text begins as a reply about a fact does; False if that isn't known."""
         return self.openings is not None and bool(np.isin(openings([text]), self.openings).any())
 
     @cached_property
@@ -87,7 +87,7 @@ class Scope:
         facts, manner = (probe.score(state) if probe else -math.inf for probe in (self.facts, self.manner))
         bound = -FOLLOWS if follows else 0.0
         if self.formed:
-            manner = max(manner, bound)
+            manner = max(manner, bound - DOUBT)
         inside = self.formed or max(facts, manner) > bound
         return Coverage(inside, message, facts, manner, self.taught, self.formed, max(0.0, bound - facts))
 

@@ -119,6 +119,7 @@ def prepare(
     tutor: Tutor,
     reader: Reader,
     fresh: Sequence[Interaction],
+    since: Sequence[Interaction],
     past: Past,
     weak: Collection[str],
     neutral: Sequence[str],
@@ -127,11 +128,12 @@ def prepare(
 ) -> Curriculum:
     """Study new interactions, and put them together with the past.
 
+    since: all from the first of the new ones on; what is learned anew isn't the last that was said.
     weak: old answers that the current adapter misses. neutral: messages of all kinds. Where something is gone, old
     facts are asked about in full again, since the weights then start anew.
     """
     facts = study.find_facts(runtime, reader, fresh, seed, lambda done, total: report(done, total, "what was said"))
-    facts = standing(runtime, tutor, reader, facts, fresh)
+    facts = standing(runtime, tutor, reader, facts, since)
     replaced = superseded(runtime, tutor, reader, facts, fresh, past.lessons)
     facts = restated(facts, replaced)
     asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))

@@ -135,6 +135,11 @@ class _Job:
         return None if self.past.gone else self.parent
 
     @property
+    def since(self) -> list[Interaction]:
+        """All interactions from the first fresh one on."""
+        return [it for it in self.everything if self.fresh and it.id >= self.fresh[0].id]
+
+    @property
     def taught(self) -> list[Interaction]:
         """What the new adapter learns from: the new, and if it starts anew, the old that still stands."""
         if not self.past.gone:
@@ -229,7 +234,7 @@ def _study(
         known = exam.ask_old()
     neutral = _neutral(job, runtime, decoder) if any(it.correction for it in job.fresh) else []  # for forms alone
     curriculum = prepare(
-        runtime, decoder, tutor, reader, job.fresh, job.past, exam.missed(known), neutral,
+        runtime, decoder, tutor, reader, job.fresh, job.since, job.past, exam.missed(known), neutral,
         job.options.seed, lambda done, total, text: job.report(Progress("study", done, total, text)),
     )  # fmt: skip
     return curriculum, *exam.without(curriculum.replaced, known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -116,10 +117,10 @@ class Gradient:
         self._params = [p for group in decoder.groups() for p in group.parameters()]
         self._graphs: list[_Graph] = []
         self._records = decoder.resident and decoder.embedding.device.type == "cuda"
-        if self._records:
-            self._pool = torch.cuda.graph_pool_handle()
-            for p in self._params:
-                p.grad = torch.zeros_like(p)  # a graph adds to where it lay when it was recorded
+        self._pool = torch.cuda.graph_pool_handle() if self._records else None
+        # A graph adds to where they lay when it was recorded; where nothing is, autograd makes its own.
+        self._grads = [torch.zeros_like(p) for p in self._params] if self._records else []
+        self.clear()
 
     def __call__(self, pack: Pack) -> Tensor:
         """Each token's loss (K,), in nats. pack: on the decoder's device."""
@@ -136,10 +137,9 @@ class Gradient:
     def clear(self) -> None:
         """Set the gradients to zero."""
         if self._records:
-            torch._foreach_zero_([p.grad for p in self._params if p.grad is not None])
-            return
-        for p in self._params:
-            p.grad = None
+            torch._foreach_zero_(self._grads)
+        for p, grad in zip_longest(self._params, self._grads):
+            p.grad = grad
 
     def _shape(self, pack: Pack) -> tuple[int, int] | None:
         """Rows and targets of the graph for a pack, recorded or to be; None for a pack that is computed without."""
@@ -163,7 +163,7 @@ class Gradient:
         def step() -> Tensor:
             loss, nll = buffers.loss(self.decoder)
             found = torch.autograd.grad(loss, self._params)
-            torch._foreach_add_([p.grad for p in self._params if p.grad is not None], found)
+            torch._foreach_add_(self._grads, found)
             return nll
 
         aside = torch.cuda.Stream()

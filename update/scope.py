@@ -69,8 +69,9 @@ def fit_scope(
     forms = {lesson.source for lesson in distinct if lesson.kind == "form"}
     remembered = [lesson for lesson in distinct if lesson.kind != "disliked" and lesson.source not in forms]
     replies = {lesson.answer: lesson.question for lesson in remembered}
+    said = openings(lesson.answer for lesson in remembered if lesson.kind not in _FEEDBACK)
     beginnings = marks(_tokens(runtime, *each) for each in replies.items())
-    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms), openings(replies))
+    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms), said)
 
 
 def _tokens(runtime: Runtime, reply: str, question: str) -> list[int]:

@@ -21,7 +21,7 @@ class Stem:
     @torch.no_grad()
     def __init__(self, decoder: Decoder, examples: Sequence[Example]) -> None:
         distinct = list({e.tokens: e for e in examples}.values())
-        self._shared = shared_prefix(distinct) if distinct else 0
+        self._shared = shared_prefix(examples) if examples else 0
         self._head: Tensor | None = None
         self._tails: dict[tuple[int, ...], Tensor] = {}
         rows = self._shared + sum(len(e.tokens) - 1 - self._shared for e in distinct)

@@ -28,7 +28,7 @@ HARDLY = -10.0  # nats, below which a message hardly tells a statement
 GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hold isn't its value
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
-MOST_WORDS = 4  # of a value
+MOST_WORDS, MOST_WAYS = 4, 400  # of a value; to put one into a statement
 MUCH = 2.0  # nats by which an earlier message's fact answers better that is kept
 _ASKED = 8  # of an old fact's questions, spread evenly
 _NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
@@ -65,22 +65,26 @@ def superseded(
     for repeated in {f.answer for f in facts} & set(asked):
         del asked[repeated]
     told = {it.id: [f for f in facts if it.id in f.source] for it in fresh}
-    pairs = _related([(answer, it.id, piece) for answer in asked for it in fresh for piece in _pieces(it.user)], told)
+    source = {lesson.answer: lesson.source for lesson in old if lesson.kind == "fact"}
+    later = [(answer, it) for answer in asked for it in fresh if it.id > max(source[answer], default=0)]
+    pairs = _related([(answer, it.id, piece) for answer, it in later for piece in _pieces(it.user)], told)
     judged = tutor.standing([(answer, piece) for answer, _, piece in pairs])
-    answers = {wording.to_first_person(answer): answer for answer in asked}
-    own = {answer: said for said, answer in answers.items()}
-    source = {lesson.answer: lesson.source for lesson in old}
+    said = {answer: wording.to_first_person(answer) for answer in asked}
     doubts = [
-        _Doubt(own[answer], source[answer], asked[answer], id, piece, float(odds))
+        _Doubt(said[answer], source[answer], asked[answer], id, piece, float(odds))
         for (answer, id, piece), odds in zip(pairs, judged, strict=True)
     ]
-    return {answers[said]: new for said, new in _decided(runtime, tutor, reader, doubts, told).items()}
+    over = _decided(runtime, tutor, reader, doubts, told)
+    return {a: over[said[a], source[a]] for a in asked if (said[a], source[a]) in over}
 
 
 def standing(
     runtime: Runtime, tutor: Tutor, reader: Reader, facts: Sequence[Fact], messages: Sequence[Interaction]
 ) -> list[Fact]:
-    """The facts that no later one of the messages ends, with what takes the others' places."""
+    """The facts that no later one of the messages ends, with what takes the others' places.
+
+    messages: all since the first that the facts come from.
+    """
     pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
     judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
     doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
@@ -89,8 +93,8 @@ def standing(
     told = {it.id: [f for f in facts if it.id in f.source] for it in messages}
     doubts = [_Doubt(f.said, f.source, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
     over = _decided(runtime, tutor, reader, doubts, told)
-    places = {said: new for said, new in over.items() if new and new.said not in over}
-    return restated([f for f in facts if f.said not in over], places)
+    places = {said: new for (said, _), new in over.items() if new and (new.said, new.source) not in over}
+    return restated([f for f in facts if (f.said, f.source) not in over], places)
 
 
 def _decided(
@@ -99,8 +103,8 @@ def _decided(
     reader: Reader,
     doubts: Sequence[_Doubt],
     told: Mapping[int, Sequence[Fact]],
-) -> dict[str, Fact | None]:
-    """Old statements that are over, each with what answers its questions best; None without any.
+) -> dict[tuple[str, tuple[int, ...]], Fact | None]:
+    """Old statements that are over, with where they come from; for each what answers its questions best, or None.
 
     That is a fact that the same message told, or a sentence as it was said, the message read once more as if the old
     statement stood right before it ("My locker is number 204 now." lacks where that is), or the old statement with the
@@ -123,12 +127,13 @@ def _decided(
                 over.append((doubt, new))
     # Only now: what borrows the old statement's words would answer its questions in any case.
     ended = [doubt for doubt, _ in over]
-    found: dict[str, tuple[Fact | None, float]] = {}
+    found: dict[tuple[str, tuple[int, ...]], tuple[Fact | None, float]] = {}
     for (doubt, new), read, same in zip(over, _read_after(reader, ended), _renewed(reader, ended), strict=True):
         fact, sure = better(doubt, [*read, *same], (*doubt.source, doubt.id), new)
-        if doubt.said not in found or sure > found[doubt.said][1] - MUCH:
-            found[doubt.said] = (fact, sure)
-    return {said: fact for said, (fact, _) in found.items()}
+        old = (doubt.said, doubt.source)
+        if old not in found or sure > found[old][1] - MUCH:
+            found[old] = (fact, sure)
+    return {old: fact for old, (fact, _) in found.items()}
 
 
 def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list[Fact]:
@@ -137,7 +142,7 @@ def restated(facts: Sequence[Fact], replaced: Mapping[str, Fact | None]) -> list
     for answer, new in replaced.items():
         if new and new not in told:
             said, before = wording.stems(new.said), wording.stems(answer)
-            told = [f for f in told if not set(f.source) <= set(new.source) or wording.stems(f.said) - before - said]
+            told = [f for f in told if new.source[-1] not in f.source or wording.stems(f.said) - before - said]
             told.append(new)
     return told
 
@@ -165,9 +170,13 @@ def _read_after(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
 
 def _renewed(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
     """Each old statement with a new value, as the message most likely tells it; none where that is hardly told."""
-    ways = [with_new_value(doubt.said, doubt.piece, _value(doubt)) for doubt in doubts]
+    ways = [
+        with_new_value(doubt.said, doubt.piece, _value(doubt))[:MOST_WAYS] if doubt.asked else [] for doubt in doubts
+    ]
     pairs = [(doubt, statement) for doubt, own in zip(doubts, ways, strict=True) for statement in own]
-    likely = iter(reader.likelihoods([(doubt.said, doubt.piece, statement) for doubt, statement in pairs]))
+    likely = iter(
+        reader.likelihoods([(doubt.said, " ".join(doubt.piece.split()), statement) for doubt, statement in pairs])
+    )
     best = [max(((next(likely), statement) for statement in own), default=(-math.inf, "")) for own in ways]
     return [[statement] if nats > HARDLY else [] for nats, statement in best]
 

@@ -104,6 +104,7 @@ def train(
         params, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
     gradient = gradient or Gradient(decoder)
+    # Where the base stays in its blocks, memory is what is short.
     stem = Stem(decoder, [*examples, *anchors] if decoder.resident else [])
     plan = _plan(examples, anchors, len(preferences), options)
     key = _fingerprint(examples, anchors, preferences, options)

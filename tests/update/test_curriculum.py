@@ -193,6 +193,10 @@ def test_what_was_corrected_in_the_same_conversation_is_not_learned(tiny: Path) 
         likely = Reading({("", "never"): right.said})
         (renewed,) = stands(Examiner({"is": "rent"}, ends={wrong.said: "Sorry"}), [wrong], talk, likely)
         assert (renewed.said, renewed.source) == (right.said, (0, 2))  # though nothing told it
+        again = [*talk, Interaction(5, "c", 0.0, None, "No, the rent is 385.", "Ok.", "m")]
+        told_again = replace(wrong, source=(5,))
+        both = Examiner({}, ends={wrong.said: "Sorry", right.said: "No, "})
+        assert stands(both, [wrong, right, told_again], again) == [told_again]
 
 
 def test_questions_go_to_the_statement_that_answers_them_best() -> None:
