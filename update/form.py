@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engrain.device.template import Message
 
 MAX_CORRECTIONS = 8  # whose form is looked for in one update
-LESSONS = 24  # of one form, half of them messages like the corrected one
+LESSONS = 40  # of one form, half of them messages like the corrected one
 ODD, OWN = 6.0, 4.0  # nats: how unlike the model an opening is at least; how much likelier its own message makes it
 _OTHERS = 8  # messages that an opening is measured against
 _MESSAGE_TOKENS, _REPLY_TOKENS = 20, 40
