@@ -34,6 +34,7 @@ DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the s
 MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
 OPENING = 3  # words by which a reply is known that goes on to what is remembered
+_PRINTS = ("taught", "beginnings", "openings")  # a scope's fingerprints
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
@@ -97,15 +98,12 @@ class Scope:
             if probe:
                 tensors[f"{prefix}weight"] = probe.weight.astype(np.float32)
                 tensors[f"{prefix}bias"] = np.array([probe.bias], np.float32)
-        for name, prints in self._prints():
-            if prints is not None:
+        for name in _PRINTS:
+            if (prints := getattr(self, name)) is not None:
                 tensors[name] = prints
         if self.formed:
             tensors["formed"] = np.ones(1, np.uint8)
         return save(tensors)
-
-    def _prints(self) -> list[tuple[str, np.ndarray | None]]:
-        return [("taught", self.taught), ("beginnings", self.beginnings), ("openings", self.openings)]
 
     @staticmethod
     def from_bytes(content: bytes) -> Scope:
@@ -115,13 +113,12 @@ class Scope:
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{SCOPE} can't be read: {error}") from error
         facts, manner = (_probe(tensors, prefix) for prefix in ("", "manner."))
-        prints = [tensors.get(name) for name in ("taught", "beginnings", "openings")]
+        prints = {name: tensors.get(name) for name in _PRINTS}
         if (facts or manner) is None or (facts and manner and facts.weight.shape != manner.weight.shape):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in prints):
+        if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in prints.values()):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        taught, beginnings, openings = prints
-        return Scope(facts, manner, taught, beginnings, "formed" in tensors, openings)
+        return Scope(facts, manner, formed="formed" in tensors, **prints)
 
 
 @dataclass(frozen=True, eq=False)

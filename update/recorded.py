@@ -115,7 +115,7 @@ class Gradient:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._params = [p for group in decoder.groups() for p in group.parameters()]
-        self._graphs: list[_Graph] = []
+        self._graphs: dict[tuple[int, int, int, int], _Graph] = {}  # by their buffers' shapes
         self._records = decoder.resident and decoder.embedding.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._records else None
         # A graph adds to where they lay when it was recorded; where nothing is, autograd makes its own.
@@ -130,7 +130,7 @@ class Gradient:
             loss.backward()
             return nll
         buffers = Buffers.of(self.decoder, pack, *shape)
-        graph = next((each for each in self._graphs if each.buffers.shape == buffers.shape), None)
+        graph = self._graphs.get(buffers.shape)
         nll = graph.replay(buffers) if graph else self._record(buffers)
         return nll[: len(pack.targets)].clone()
 
@@ -150,7 +150,7 @@ class Gradient:
         left = len(self.decoder.layers) - (0 if pack.stem is None else self.decoder.lowest)
         fit = [
             (r, k)
-            for r, k, *rest in (each.buffers.shape for each in self._graphs)
+            for r, k, *rest in self._graphs
             if rest == [words, left] and rows <= r <= max(ROWS, SPARE * rows) and targets <= k
         ]
         if fit:
@@ -174,5 +174,5 @@ class Gradient:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             nll = step()
-        self._graphs.append(_Graph(graph, buffers, nll))
+        self._graphs[buffers.shape] = _Graph(graph, buffers, nll)
         return first

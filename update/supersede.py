@@ -73,6 +73,7 @@ def superseded(
     doubts = [
         _Doubt(said[answer], source[answer], asked[answer], id, piece, float(odds))
         for (answer, id, piece), odds in zip(pairs, judged, strict=True)
+        if odds < ENDED + WEIGHT
     ]
     over = _decided(runtime, tutor, reader, doubts, told)
     return {a: over[said[a], source[a]] for a in asked if (said[a], source[a]) in over}
@@ -120,11 +121,10 @@ def _decided(
 
     over = []
     for doubt in sorted(doubts, key=lambda each: each.id):
-        if doubt.odds < ENDED + WEIGHT:
-            said = filter(wording.is_statement, wording.sentences(doubt.piece))
-            new = better(doubt, said, (doubt.id,), _best(tutor, told[doubt.id], doubt.asked))
-            if doubt.odds - _weight(new[1]) < ENDED:
-                over.append((doubt, new))
+        said = filter(wording.is_statement, wording.sentences(doubt.piece))
+        new = better(doubt, said, (doubt.id,), _best(tutor, told[doubt.id], doubt.asked))
+        if doubt.odds - _weight(new[1]) < ENDED:
+            over.append((doubt, new))
     # Only now: what borrows the old statement's words would answer its questions in any case.
     ended = [doubt for doubt, _ in over]
     found: dict[tuple[str, tuple[int, ...]], tuple[Fact | None, float]] = {}

@@ -101,7 +101,7 @@ LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
 def test_what_a_message_ends_is_replaced_by_what_it_tells(tiny: Path) -> None:
     tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
     assert replaced_by(tiny, tutor, [LOVELY, VOLVO], CHANGE) == {CAR: VOLVO}
-    assert {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."} <= {said for said, _ in tutor.heard}
+    assert {statement for statement, _ in tutor.heard} == {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."}
     assert all("car" in question for _, question in tutor.heard)
     assert replaced_by(tiny, Examiner({}, tutor.ends), [], CHANGE) == {CAR: None}  # over, and nothing new
     assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
