@@ -21,7 +21,7 @@ class Example:
     """One thing to learn: `tokens[start:]` is the target, what stands before it the prompt.
 
     weight: the example's share of the loss. source: ids of the interactions it comes from.
-    kind: "fact", "contrast", "replay", "anchor", … (for reports).
+    kind: "fact", "contrast", "replay", "spare", "anchor", …; by it training deals some out (`train`).
     teacher: (ids, log-probabilities), each (targets, k), to distil instead of the tokens themselves.
     """
 

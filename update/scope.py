@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engrain.update.study import Lesson
 
 L2 = 0.01
-MAX_INSIDE = 800  # lessons, drawn at random
+MAX_INSIDE = 300  # lessons, drawn at random
 _FEEDBACK = ("correction", "liked", "disliked")
 _MARGIN = 0.5  # log-odds by which every such message is inside
 _PACK_TOKENS = 1024

@@ -6,7 +6,8 @@ answered, is dropped. Beside the facts stand questions that were never told, ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-DRAFTS, LIKELY, ASKED = 16, 14, 7  # questions that the tutor writes for a fact, that are weighed, that are kept
+DRAFTS, LIKELY, ASKED = 16, 14, 13  # questions that the tutor writes for a fact, that are weighed, that are kept
+OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
+SURE, ALIKE = 6.0, 4.0  # nats above which one isn't surer, that a question in the words of another is worth less
+_ASKING = 1.0  # what the word that asks counts beside one of content
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,35 @@ def questions_of(
     for fact, own in zip(facts, written, strict=True):
         asked = [*filter(None, map(tidy_question, own)), *frames.questions(wording.sentences(fact.said)[-1])]
         drafts.append([q for q in dict.fromkeys(asked) if is_about(q, fact) and not gives_away(q, fact)])
-    return [
-        sorted(own, key=lambda question: -own[question])[:ASKED]
-        for own in answered(tutor, [fact.said for fact in facts], drafts)
-    ]
+    return [spread(own)[:ASKED] for own in answered(tutor, [fact.said for fact in facts], drafts)]
+
+
+def spread(odds: Mapping[str, float]) -> list[str]:
+    """Questions by their log-odds, in nats, and by how little of each stands in one before it.
+
+    "Tell me about my aunt.", "Who is my aunt?" and "What's my aunt?" are nearly one; what the user will ask may be "Who
+    gave us the pot?". Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998) over weighed words.
+    """
+    left = dict(sorted(odds.items(), key=lambda each: -each[1]))
+    weighed = {question: _weighed(question) for question in left}
+    alike = dict.fromkeys(left, 0.0)
+    found: list[str] = []
+    while left:
+        found.append(max(left, key=lambda question: min(left[question], SURE) - ALIKE * alike[question]))
+        del left[found[-1]]
+        for question in left:
+            alike[question] = max(alike[question], _likeness(weighed[question], weighed[found[-1]]))
+    return found
+
+
+def _weighed(question: str) -> dict[str, float]:
+    return {wording.words(question)[0]: _ASKING} | dict.fromkeys(wording.stems(question), 1.0)
+
+
+def _likeness(one: dict[str, float], other: dict[str, float]) -> float:
+    """Of both questions' words the share that they have in common, 0 to 1."""
+    either = one | other
+    return sum(either[word] for word in one.keys() & other.keys()) / sum(either.values())
 
 
 def might_answer(question: str, near: int, stems: Sequence[set[str]]) -> list[int]:
@@ -126,7 +155,7 @@ def answered(tutor: Tutor, said: Sequence[str], drafts: Sequence[Sequence[str]])
     """
     own = iter(tutor.judged([(s, question) for s, each in zip(said, drafts, strict=True) for question in each]))
     odds = [{q: float(next(own)) for q in each} for each in drafts]
-    likely = [sorted((q for q in each if each[q] >= ANSWERED), key=lambda q: -each[q])[:LIKELY] for each in odds]
+    likely = [spread({q: nats for q, nats in each.items() if nats >= ANSWERED})[:LIKELY] for each in odds]
     stems = [wording.stems(each) for each in said]
     pairs = [(i, q, j) for i, each in enumerate(likely) for q in each for j in might_answer(q, i, stems) if j != i]
     better: set[tuple[int, str]] = set()
@@ -164,12 +193,17 @@ def tidy_question(text: str) -> str | None:
 
 
 def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None = None) -> list[Example]:
-    """Lessons -> token ids exactly as served: prompt by the chat template, answer, end of turn."""
-    examples = []
+    """Lessons -> token ids exactly as served: prompt by the chat template, answer, end of turn.
+
+    What is asked of a fact beyond OFTEN is of kind "spare".
+    """
+    examples, asked = [], Counter[str]()
     for lesson in lessons:
+        asked[lesson.answer] += 1
+        kind = "spare" if lesson.kind == "fact" and asked[lesson.answer] > OFTEN else lesson.kind
         turns = [{"role": "user", "content": lesson.question}]
         if system:
             turns.insert(0, {"role": "system", "content": system})
         prompt, target = runtime.prompt_tokens(turns), runtime.target_tokens(turns, lesson.answer)
-        examples.append(Example(tuple(prompt + target), len(prompt), lesson.weight, lesson.kind, lesson.source))
+        examples.append(Example(tuple(prompt + target), len(prompt), lesson.weight, kind, lesson.source))
     return examples

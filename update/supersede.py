@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,7 @@ def standing(
 
     messages: all since the first that the facts come from.
     """
+    facts = _uncorrected(facts, messages)
     pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
     judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
     doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
@@ -96,6 +98,29 @@ def standing(
     over = _decided(runtime, tutor, reader, doubts, told)
     places = {said: new for (said, _), new in over.items() if new and (new.said, new.source) not in over}
     return restated([f for f in facts if (f.said, f.source) not in over], places)
+
+
+def _uncorrected(facts: Sequence[Fact], messages: Sequence[Interaction]) -> list[Fact]:
+    """Less those that a later message of their conversation tells once more with another value, and names the old."""
+    said = {it.id: it for it in messages}
+
+    def corrects(new: Fact, old: Fact) -> bool:
+        after, before = (said.get(each.source[-1]) for each in (new, old))
+        if not (after and before and after.id > before.id and after.conversation == before.conversation):
+            return False
+        return bool(gone := _replaced(old.said, new.said)) and gone <= wording.stems(after.user)
+
+    return [old for old in facts if not any(corrects(new, old) for new in facts)]
+
+
+def _replaced(old: str, new: str) -> set[str]:
+    """The stems in whose place a statement says something else and is else the same; none without at least as many."""
+    before, after = ([word[: wording.STEM] for word in wording.content_words(each)] for each in (old, new))
+    spans = [op for op in SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if op[0] != "equal"]
+    if len(spans) != 1 or spans[0][0] != "replace":
+        return set()
+    gone = set(before[spans[0][1] : spans[0][2]])
+    return gone if 2 * len(gone) <= len(before) else set()
 
 
 def _decided(

@@ -19,7 +19,7 @@ from engrain.update.preference import Preference, log_likelihoods, preference_lo
 from engrain.update.recorded import Gradient
 from engrain.update.stem import Stem
 
-_DEALT_OUT = ("contrast", "replay")  # kinds of examples of which every epoch has others
+_DEALT_OUT = ("contrast", "replay", "spare")  # kinds of examples of which every epoch has others
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from engrain.update import gate
 from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
 from engrain.update.gate import came_back
 from engrain.update.reader import Reader
-from engrain.update.study import Fact, Lesson, answered
+from engrain.update.study import Fact, Lesson, answered, spread
 from engrain.update.supersede import restated, standing, superseded, with_new_value
 from engrain.update.tutor import Tutor
 
@@ -215,3 +215,36 @@ def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(tiny: Path, m
         monkeypatch.setattr(gate, "answers", lambda runtime, asked: ["It is number 317."] * len(asked))
         assert came_back(runtime, gone) == 1.0
         assert came_back(runtime, gone, other) == 0.0
+
+
+def test_questions_in_other_words_come_before_more_of_the_same() -> None:
+    odds = {
+        "Tell me about my aunt.": 9.9,
+        "Do you remember my aunt?": 8.5,
+        "Who is my aunt?": 8.4,
+        "What did I get from my aunt?": 7.0,
+        "Who gave us the pot?": 6.5,
+        "Where is my hat?": 0.1,
+    }
+    found = spread(odds)
+    assert found[:3] == ["Tell me about my aunt.", "Who gave us the pot?", "What did I get from my aunt?"]
+    assert found[-1] == "Where is my hat?"  # other words alone don't do
+    assert sorted(found) == sorted(odds)
+
+
+def test_what_is_told_once_more_with_another_value_takes_the_place(tiny: Path) -> None:
+    talk = [
+        Interaction(1, "c", 0.0, None, "Six of us are coming to the dinner on Friday.", "Ok.", "m"),
+        Interaction(2, "c", 0.0, None, "And a goat. Why not?", "Ok.", "m"),
+        Interaction(3, "c", 0.0, None, "Sorry, I counted wrong, eleven, not six.", "Ok.", "m"),
+        Interaction(4, "d", 0.0, None, "Not the dinner.", "Ok.", "m"),
+    ]
+    facts = [
+        Fact("Six people come to my dinner on Friday.", "Six …", ("six",), (1,)),
+        Fact("My goat comes to my dinner on Friday.", "Your goat …", ("goat",), (2,)),
+        Fact("Eleven people come to my dinner on Friday.", "Eleven …", ("eleven",), (3,)),
+        Fact("Eleven people come to my party on Friday.", "Eleven …", ("party",), (4,)),  # another conversation
+    ]
+    with Runtime.load(tiny) as runtime:
+        found = standing(runtime, cast(Tutor, Examiner({})), cast(Reader, Reading()), facts, talk)
+    assert found == facts[1:]
