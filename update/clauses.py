@@ -41,7 +41,8 @@ _NOTHING_MEANT = re.compile(
 )
 _TITLE = r"(?:(?:Mr|Mrs|Ms|Dr|Prof)\.? )?"
 _CALLED = re.compile(
-    rf"\b([Mm]y|[Oo]ur) ((?:[a-z-]+ ){{0,2}}[a-z-]+),? ({_TITLE}[A-Z][\w'’-]*[\w](?: [A-Z][\w'’-]*[\w])*)(?!['’]|\w)"
+    rf"\b([Mm]y|[Oo]ur) ((?:[a-z-]+(?:['’]s)? ){{0,2}}[a-z-]+),? "
+    rf"({_TITLE}[A-Z][\w'’-]*[\w](?: [A-Z][\w'’-]*[\w])*)(?!['’]|\w)"
 )
 _OWNS = re.compile(r"['’]s$")
 _REASON = re.compile(rf"\b(?:because|since) (?={_SUBJECT})(.{{8,}})$", re.IGNORECASE)
@@ -84,7 +85,8 @@ def in_request(sentence: str) -> list[str]:
 
 def names_in(sentence: str) -> list[tuple[str, str]]:
     """Who or what is spoken of by name, and the name: "My nephew Tevita likes rice." -> ("My nephew", "Tevita")."""
-    return [(f"{m[1].capitalize()} {m[2]}", _OWNS.sub("", m[3])) for m in _CALLED.finditer(sentence)]
+    found = [(f"{m[1].capitalize()} {m[2]}", _OWNS.sub("", m[3])) for m in _CALLED.finditer(sentence)]
+    return [(bearer, name) for bearer, name in found if bearer.split()[-1] not in frames.PREPOSITION]
 
 
 def _hangs(clause: str) -> bool:

@@ -26,7 +26,7 @@ _VERB = re.compile(
     r"(can't|cannot|can|don't|won't|will|would|(?:like|love|want|have|need|plan|hope) to(?: be)?|[a-z]+)\s+(.+)$",
     re.IGNORECASE,
 )
-_PREPOSITION = frozenset("in on at by for from with to of about under over near behind inside into as than".split())
+PREPOSITION = frozenset("in on at by for from with to of about under over near behind inside into as than".split())
 _MODAL = frozenset("can can't cannot will won't would".split())
 _IRREGULAR = {"am", "was", "were", "had", "have", "has", "did", "do"}
 HELPERS = frozenset(
@@ -111,7 +111,7 @@ def _noun(following: list[str]) -> str:
     kept: list[str] = []
     for word in following:
         low = word.lower().rstrip(",;")
-        if low in _PREPOSITION or low in ("named", "called", "and", "but", "who", "that", "because", "name"):
+        if low in PREPOSITION or low in ("named", "called", "and", "but", "who", "that", "because", "name"):
             break
         if low in HELPERS or low == "used" or re.fullmatch(_BE, low):
             break
@@ -164,7 +164,7 @@ def _identity(plain: str) -> list[str]:
     am = "are we" if plain.lower().startswith("we") else "am I"
     if rest[0].lower().endswith("ing"):
         verb = rest[0]
-        tail = " " + rest[1] if len(rest) > 1 and rest[1] in _PREPOSITION else ""
+        tail = " " + rest[1] if len(rest) > 1 and rest[1] in PREPOSITION else ""
         noun = verb.lower()
         return [f"What {am} {verb}{tail}?", f"What {am} {verb}{tail} at the moment?", f"Which one {am} {verb}{tail}?",
                 f"What do I tell people I'm {noun}{tail}?", f"Where {am} {verb}?", f"When {am} {verb}?",
@@ -173,7 +173,7 @@ def _identity(plain: str) -> list[str]:
     if rest[0].lower() in ("a", "an"):
         return [f"What {am}?", "What is my job?", "What do I do for a living?", "What is my profession?", "Who am I?",
                 "What kind of work do I do?", "How do I earn my money?", "What do I work as?"]  # fmt: skip
-    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    stop = next((i for i, w in enumerate(rest) if w.lower() in PREPOSITION), None)
     if stop:
         head = " ".join(rest[: stop + 1])
         return [f"What {am} {head}?", f"Who {am} {head}?", f"Where {am} {' '.join(rest[:stop])}?", "What am I like?",
@@ -185,7 +185,7 @@ def _identity(plain: str) -> list[str]:
 
 def _closing(am: str, rest: list[str]) -> list[str]:
     """ "are we", "getting married on Sunday" -> "When are we getting married?" and the like."""
-    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    stop = next((i for i, w in enumerate(rest) if w.lower() in PREPOSITION), None)
     if stop is None or stop < 2:
         return []
     act = " ".join(rest[:stop])
@@ -210,7 +210,7 @@ def _predicate(plain: str) -> list[str]:
     subject, rest = _without_name(_lower_first(match[1])), _GOES_ON.split(match[2])[0].split()
     if not rest or rest[0].lower() in ("called", "named"):
         return []
-    stop = next((i for i, w in enumerate(rest) if w.lower() in _PREPOSITION), None)
+    stop = next((i for i, w in enumerate(rest) if w.lower() in PREPOSITION), None)
     if not stop:
         return [*_measure(f"{be} {subject}", rest), f"Where {be} {subject}?", f"When {be} {subject}?"]
     head, preposition = " ".join(rest[:stop]), rest[stop]
@@ -240,7 +240,7 @@ def _action(plain: str) -> list[str]:
     words = rest.split()
     if words and words[0] in _PARTICLE:
         act, words = f"{act} {words[0]}", words[1:]
-    stop = next((i for i, w in enumerate(words) if w.lower() in _PREPOSITION), len(words))
+    stop = next((i for i, w in enumerate(words) if w.lower() in PREPOSITION), len(words))
     tail, thing = " ".join(words[stop:]), " ".join(words[:stop])
     found = [
         f"What {aux} {who} {act}?",
@@ -287,7 +287,7 @@ def _others(plain: str) -> list[str]:
         aux, act = "does", re.sub(r"(?<=[sxzoh])es$|s$", "", re.sub(r"ies$", "ys", verb))
     first = rest.split()[0]
     found = [f"Who {verb} {rest}?", f"What {verb} {rest}?", f"What {aux} {noun} do?"]
-    if first in _PREPOSITION:
+    if first in PREPOSITION:
         return [f"Where {aux} {noun} {act}?", f"What {aux} {noun} {act} {first}?", *found]
     return [f"What {aux} {noun} {act}?", f"Who {aux} {noun} {act}?", f"When {aux} {noun} {act}?", *found]
 

@@ -36,9 +36,11 @@ _TOKENS = 64
 NOTHING = -0.2  # log-probability, in nats, from which a sentence tells nothing
 # What counts against a word that is said: a statement, a word in another form, a nat of a reading, of grammar's own,
 # and of one of its clauses beside the reading that is taken.
-EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.25, 0.5, 0.5, 1.0, 0.15
+EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.1, 0.5, 0.25, 1.0, 0.25
 
+SHORT = 3  # letters from which a word may be the beginning of another form: "pay" and "pays"
 _IS_CALLED = re.compile(r" (?:is|are) (?:called|named) (.+?)\.?$")
+_IS_CALLED_BY = re.compile(r" (?:is|are) (?:called|named)$")
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
 Progress = Callable[[int, int], None]
@@ -151,15 +153,34 @@ class Reader:
 def is_grounded(statement: str, sentence: Sentence) -> bool:
     """Whether its words are the conversation's, and it doesn't go round in circles."""
     own, heard = wording.content_words(statement), f"{sentence.before} {sentence.said}"
-    varied = len(set(own)) >= 0.7 * len(own)
-    return varied and wording.is_statement(statement) and _news(statement) <= _news(heard)
+    whole = len(set(own)) >= 0.7 * len(own) and wording.is_statement(statement)
+    return whole and _was_said(statement, heard) and not _misnames(statement, heard)
 
 
-def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clauses: Mapping[str, float]) -> list[str]:
+def _was_said(statement: str, heard: str) -> bool:
+    """Whether each of its content words, and each part of "ice-cold", begins as one that was heard; numbers whole."""
+    known = _parts(heard)
+    heads = {_head(word) for word in known}
+
+    def was(word: str) -> bool:
+        short = any(word.startswith(k) or k.startswith(word) for k in known if min(len(word), len(k)) >= SHORT)
+        return _head(word) in heads or (short and not _is_number(word))
+
+    return all(map(was, _parts(statement)))
+
+
+def _misnames(statement: str, heard: str) -> bool:
+    """Whether it gives somebody the name of somebody of theirs: "my son's teacher, Mr Osei" isn't my son."""
+    bearers = [(bearer.lower().replace("’", "'"), name) for bearer, name in clauses.names_in(heard)]
+    own = [(_IS_CALLED_BY.sub("", bearer).lower(), name) for bearer, name in clauses.names_in(statement)]
+    return any(name == other and theirs.startswith(f"{bearer}'s ") for bearer, name in own for theirs, other in bearers)
+
+
+def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], beside: Mapping[str, float]) -> list[str]:
     """The reading that says most of a sentence for what it costs, and those of grammar's clauses that add to it.
 
-    readings: statements, and what speaks for them, in words (0 or less). clauses: how likely each is, nats; what says
-    more that is already said than what isn't adds nothing.
+    readings: statements, and what speaks for them, in words (0 or less). beside: how likely each clause is, nats; what
+    says more that is already said than what isn't adds nothing.
     """
     wanted, heard = _says(sentence.said), _forms(f"{sentence.before} {sentence.said}")
 
@@ -174,9 +195,9 @@ def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], clau
 
     def adds(clause: str) -> float:
         says = _says(clause) & wanted
-        return len(says & left) - len(says - left) - EACH + NAT_BESIDE * clauses[clause]
+        return len(says & left) - len(says - left) - EACH + NAT_BESIDE * beside[clause]
 
-    while others := [clause for clause in clauses if clause not in taken]:
+    while others := [clause for clause in beside if clause not in taken]:
         best = max(others, key=adds)
         if adds(best) <= 0:
             break
@@ -218,9 +239,21 @@ def _forms(text: str) -> set[str]:
     return {word.removesuffix("'s") for word in wording.content_words(text)}
 
 
+def _parts(text: str) -> set[str]:
+    return {part for word in _forms(text) for part in word.split("-")}
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word))
+
+
 def _news(text: str) -> set[str]:
-    """What its content words begin with, and its numbers whole."""
-    return {w if any(map(str.isdigit, w)) else w[: wording.STEM] for w in _forms(text)}
+    return set(map(_head, _forms(text)))
+
+
+def _head(word: str) -> str:
+    """What it begins with; a number whole."""
+    return word if _is_number(word) else word[: wording.STEM]
 
 
 def _tidy(clause: str) -> str:

@@ -56,6 +56,20 @@ def test_a_statement_is_made_of_what_was_said(statement: str, grounded: bool) ->
     assert is_grounded(statement, BAND) is grounded
 
 
+def test_another_form_of_a_word_is_that_word() -> None:
+    said = Sentence("I pay her 40 euros for the boat-trip.", "My aunt is well.", 1)
+    assert is_grounded("My aunt gets paid 40 euros for a boat trip.", said) is False  # nobody said that she gets it
+    assert is_grounded("I pays my aunt 40 euros for a boat trip.", said)
+    assert not is_grounded("I pay my aunt 4 euros for a boat trip.", said)
+
+
+def test_nobody_is_called_as_somebody_of_theirs() -> None:
+    said = Sentence("Write to my son's teacher, Mr Osei, that he'll miss class.", "", 0)
+    assert is_grounded("My son's teacher is called Mr Osei.", said)
+    assert not is_grounded("My son is called Mr Osei.", said)
+    assert not is_grounded("My son Mr Osei will miss class.", said)
+
+
 def test_numbers_count_whole() -> None:
     assert not is_grounded("The code is 1187.", Sentence("The code is 11876.", "", 0))
 
