@@ -21,7 +21,7 @@ from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.quant.peft import load_peft
 from engrain.update import footprint, gate, page, study
 from engrain.update.anchors import ANSWER_TOKENS, anchors
-from engrain.update.build import RANK, build_decoder, extract, pick_device
+from engrain.update.build import BARE, BARE_FOR_FORM, RANK, build_decoder, extract, pick_device
 from engrain.update.corpus import questions_of_users
 from engrain.update.curriculum import EPOCHS, Curriculum, Past, prepare, taught_before
 from engrain.update.decoder import Decoder, fast_dtype
@@ -147,6 +147,12 @@ class _Job:
         ids = {i for lesson in self.past.lessons for i in lesson.source} | {i.id for i in self.fresh}
         return [i for i in self.everything if i.id in ids]
 
+    @property
+    def bare(self) -> float:
+        """The share of layers that get no adapters."""
+        form = any(it.correction for it in self.fresh) or any(lesson.kind == "form" for lesson in self.past.lessons)
+        return BARE_FOR_FORM if form else BARE
+
     def settings(self, form: bool) -> TrainOptions:
         """A form isn't taken up by few passes in small steps: it is learned in the trainer's own."""
         lr = WARM_LR if self.warm else TrainOptions.lr
@@ -179,7 +185,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         _, reader = _schooled(job, runtime, READER, plan.resident)
         runtime.use_tutor(path)
         parent = load_peft(job.warm.folder) if job.warm else None
-        decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident)
+        decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident, job.bare)
         with decoder.bare():
             curriculum, exam, known = _study(
                 job, runtime, decoder, Tutor(runtime, decoder, tutor), Reader(runtime, decoder, reader)

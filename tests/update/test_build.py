@@ -1,0 +1,32 @@
+"""Which layers get adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engrain.quant.gguf import open_gguf
+from engrain.update.build import build_decoder, extract
+from engrain.update.pack import Example, pack_examples
+
+from ..tiny import build_tiny_gguf
+
+
+def test_one_trained_on_from_reaches_further_down_and_never_less(tmp_path: Path) -> None:
+    gguf = open_gguf(build_tiny_gguf(tmp_path / "m.gguf", "llama", n_layer=5))
+    high = build_decoder(gguf, "cpu", bare=0.6)
+    for group in high.groups():
+        for p in group.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+    parent = extract(high, gguf)
+    deep = build_decoder(gguf, "cpu", seed=1, parent=parent, bare=0.2)
+    assert (high.lowest, deep.lowest) == (3, 1)
+    pack = pack_examples([Example((5, 6, 7, 8), 2)])
+    with torch.no_grad():
+        torch.testing.assert_close(deep.hidden(pack), high.hidden(pack))  # the new ones change nothing yet
+    own = extract(deep, gguf)
+    for name, parts in parent.weights.items():
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(own.weights[name], parts, strict=True))
+    assert build_decoder(gguf, "cpu", parent=own, bare=0.6).lowest == 1
