@@ -44,6 +44,7 @@ _CALLED = re.compile(
     rf"\b([Mm]y|[Oo]ur) ((?:[a-z-]+(?:['’]s)? ){{0,2}}[a-z-]+),? "
     rf"({_TITLE}[A-Z][\w'’-]*[\w](?: [A-Z][\w'’-]*[\w])*)(?!['’]|\w)"
 )
+_NO_BEARER = re.compile(rf" (?:{'|'.join(sorted(frames.PREPOSITION))}|called|named|\w+ing)$")  # "my mum's visiting"
 _OWNS = re.compile(r"['’]s$")
 _REASON = re.compile(rf"\b(?:because|since) (?={_SUBJECT})(.{{8,}})$", re.IGNORECASE)
 _BEFORE = re.compile(rf"^([^:.!?]{{3,60}}):\s+(?={_SUBJECT})", re.IGNORECASE)  # "Notes for our trip: we leave …"
@@ -86,7 +87,7 @@ def in_request(sentence: str) -> list[str]:
 def names_in(sentence: str) -> list[tuple[str, str]]:
     """Who or what is spoken of by name, and the name: "My nephew Tevita likes rice." -> ("My nephew", "Tevita")."""
     found = [(f"{m[1].capitalize()} {m[2]}", _OWNS.sub("", m[3])) for m in _CALLED.finditer(sentence)]
-    return [(bearer, name) for bearer, name in found if bearer.split()[-1] not in frames.PREPOSITION]
+    return [(bearer, name) for bearer, name in found if not _NO_BEARER.search(bearer)]
 
 
 def _hangs(clause: str) -> bool:

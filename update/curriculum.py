@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
 REPLAY_FORM = 2  # for each of those: how many lessons of a form
 CONTRAST = 1 / 16  # never-told questions for each lesson
-EPOCHS = 3  # over which training deals out contrast and replay, other ones in each
+EPOCHS = 3  # over which training deals out contrast, replay and spare questions, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 12, 6
-HELD_PLACE = 2  # of a fact's questions, the one kept for checking: good, and not the best
+HELD_PLACE = 2  # of a fact's questions, the one kept for checking: neither the surest nor the oddest
 FEW = 5  # questions of a fact, of which none is spared for checking
 MAX_OLD_NEAR = 16  # old facts near which new never-told questions are looked for
 

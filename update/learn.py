@@ -149,9 +149,9 @@ class _Job:
 
     @property
     def bare(self) -> float:
-        """The share of layers that get no adapters."""
-        form = any(it.correction for it in self.fresh) or any(lesson.kind == "form" for lesson in self.past.lessons)
-        return BARE_FOR_FORM if form else BARE
+        """The share of layers that get no adapters; a corrected reply may be about form, as study tells only later."""
+        corrected = any(it.correction for it in self.fresh)
+        return BARE_FOR_FORM if corrected or any(lesson.kind == "form" for lesson in self.past.lessons) else BARE
 
     def settings(self, form: bool) -> TrainOptions:
         """A form isn't taken up by few passes in small steps: it is learned in the trainer's own."""

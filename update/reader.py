@@ -36,11 +36,13 @@ _TOKENS = 64
 NOTHING = -0.2  # log-probability, in nats, from which a sentence tells nothing
 # What counts against a word that is said: a statement, a word in another form, a nat of a reading, of grammar's own,
 # and of one of its clauses beside the reading that is taken.
-EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.1, 0.5, 0.25, 1.0, 0.25
+EACH, ODD, NAT, NAT_GRAMMAR, NAT_BESIDE = 0.1, 0.5, 0.25, 0.5, 0.25
+VALUE = 3.0  # words that a number or a name counts as
 
-SHORT = 3  # letters from which a word may be the beginning of another form: "pay" and "pays"
+SHORT, _ENDINGS = 3, frozenset(("s", "es", "d", "ed", "ing"))  # letters of a word, and what makes a form of it
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _IS_CALLED = re.compile(r" (?:is|are) (?:called|named) (.+?)\.?$")
-_IS_CALLED_BY = re.compile(r" (?:is|are) (?:called|named)$")
+_CALLED_SO = re.compile(r" (?:is|are) (?:called|named) ")
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
 Progress = Callable[[int, int], None]
@@ -151,28 +153,32 @@ class Reader:
 
 
 def is_grounded(statement: str, sentence: Sentence) -> bool:
-    """Whether its words are the conversation's, and it doesn't go round in circles."""
+    """Whether its words are the conversation's, it goes round in no circles, and names nobody as somebody of theirs."""
     own, heard = wording.content_words(statement), f"{sentence.before} {sentence.said}"
     whole = len(set(own)) >= 0.7 * len(own) and wording.is_statement(statement)
     return whole and _was_said(statement, heard) and not _misnames(statement, heard)
 
 
 def _was_said(statement: str, heard: str) -> bool:
-    """Whether each of its content words, and each part of "ice-cold", begins as one that was heard; numbers whole."""
+    """Whether each of its content words begins as one that was heard, or is a form of a short one; numbers whole."""
     known = _parts(heard)
-    heads = {_head(word) for word in known}
+    heads = set(map(_head, known))
 
     def was(word: str) -> bool:
-        short = any(word.startswith(k) or k.startswith(word) for k in known if min(len(word), len(k)) >= SHORT)
-        return _head(word) in heads or (short and not _is_number(word))
+        return _head(word) in heads or any(_is_form(word, each) or _is_form(each, word) for each in known)
 
     return all(map(was, _parts(statement)))
+
+
+def _is_form(word: str, of: str) -> bool:
+    """Whether it is the other one with an ending: "pays" of "pay"."""
+    return len(of) >= SHORT and word.startswith(of) and word[len(of) :] in _ENDINGS
 
 
 def _misnames(statement: str, heard: str) -> bool:
     """Whether it gives somebody the name of somebody of theirs: "my son's teacher, Mr Osei" isn't my son."""
     bearers = [(bearer.lower().replace("’", "'"), name) for bearer, name in clauses.names_in(heard)]
-    own = [(_IS_CALLED_BY.sub("", bearer).lower(), name) for bearer, name in clauses.names_in(statement)]
+    own = [(bearer.lower(), name) for bearer, name in clauses.names_in(_CALLED_SO.sub(" ", statement))]
     return any(name == other and theirs.startswith(f"{bearer}'s ") for bearer, name in own for theirs, other in bearers)
 
 
@@ -183,19 +189,23 @@ def choose(sentence: Sentence, readings: Sequence[tuple[list[str], float]], besi
     says more that is already said than what isn't adds nothing.
     """
     wanted, heard = _says(sentence.said), _forms(f"{sentence.before} {sentence.said}")
+    values = _values(sentence.said)
+
+    def count(words: set[str]) -> float:
+        return len(words) + (VALUE - 1) * len(words & values)
 
     def worth(reading: tuple[list[str], float]) -> float:
         statements, words = reading
         said = set[str]().union(*map(_says, statements))
         odd = sum(len(_forms(s) - heard) for s in statements)
-        return len(said & wanted) - EACH * len(statements) - ODD * odd + words
+        return count(said & wanted) - EACH * len(statements) - ODD * odd + words
 
     taken = list(max(readings, key=worth)[0])
     left = wanted - set[str]().union(*map(_says, taken))
 
     def adds(clause: str) -> float:
         says = _says(clause) & wanted
-        return len(says & left) - len(says - left) - EACH + NAT_BESIDE * beside[clause]
+        return count(says & left) - count(says - left) - EACH + NAT_BESIDE * beside[clause]
 
     while others := [clause for clause in beside if clause not in taken]:
         best = max(others, key=adds)
@@ -240,7 +250,8 @@ def _forms(text: str) -> set[str]:
 
 
 def _parts(text: str) -> set[str]:
-    return {part for word in _forms(text) for part in word.split("-")}
+    """Its content words, "ice-cold" as two; numbers stay whole."""
+    return _forms(_HYPHEN.sub(" ", text))
 
 
 def _is_number(word: str) -> bool:
@@ -254,6 +265,13 @@ def _news(text: str) -> set[str]:
 def _head(word: str) -> str:
     """What it begins with; a number whole."""
     return word if _is_number(word) else word[: wording.STEM]
+
+
+def _values(text: str) -> set[str]:
+    """The heads of its numbers, and of its words with a capital that don't begin a sentence."""
+    later = [m for sentence in wording.sentences(text) for m in list(wording.word_spans(sentence))[1:]]
+    names = _news(" ".join(m[0] for m in later if m[0][:1].isupper()))
+    return names | {word for word in _forms(text) if _is_number(word)}
 
 
 def _tidy(clause: str) -> str:

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 DRAFTS, LIKELY, ASKED = 16, 14, 13  # questions that the tutor writes for a fact, that are weighed, that are kept
-OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out
+OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out. What it takes over from an old fact isn't
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
 SURE, ALIKE = 6.0, 4.0  # nats above which one isn't surer, that a question in the words of another is worth less
-_ASKING = 1.0  # what the word that asks counts beside one of content
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tup
 def questions_of(
     tutor: Tutor, facts: Sequence[Fact], seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[list[str]]:
-    """For each fact the questions that it answers, and better than any other fact does, surest first.
+    """For each fact the questions that it answers, and better than any other fact does: sure ones in various words.
 
     The tutor writes them, grammar adds some, and the tutor says which are any good.
     """
@@ -115,31 +114,22 @@ def questions_of(
 
 
 def spread(odds: Mapping[str, float]) -> list[str]:
-    """Questions by their log-odds, in nats, and by how little of each stands in one before it.
+    """Questions by their log-odds, in nats, and by how little each shares with one before it.
 
     "Tell me about my aunt.", "Who is my aunt?" and "What's my aunt?" are nearly one; what the user will ask may be "Who
-    gave us the pot?". Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998) over weighed words.
+    gave us the pot?". Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
     """
     left = dict(sorted(odds.items(), key=lambda each: -each[1]))
-    weighed = {question: _weighed(question) for question in left}
+    words = {question: {wording.words(question)[0], *wording.stems(question)} for question in left}
     alike = dict.fromkeys(left, 0.0)
     found: list[str] = []
     while left:
         found.append(max(left, key=lambda question: min(left[question], SURE) - ALIKE * alike[question]))
         del left[found[-1]]
         for question in left:
-            alike[question] = max(alike[question], _likeness(weighed[question], weighed[found[-1]]))
+            own, other = words[question], words[found[-1]]
+            alike[question] = max(alike[question], len(own & other) / len(own | other))
     return found
-
-
-def _weighed(question: str) -> dict[str, float]:
-    return {wording.words(question)[0]: _ASKING} | dict.fromkeys(wording.stems(question), 1.0)
-
-
-def _likeness(one: dict[str, float], other: dict[str, float]) -> float:
-    """Of both questions' words the share that they have in common, 0 to 1."""
-    either = one | other
-    return sum(either[word] for word in one.keys() & other.keys()) / sum(either.values())
 
 
 def might_answer(question: str, near: int, stems: Sequence[set[str]]) -> list[int]:
@@ -195,12 +185,12 @@ def tidy_question(text: str) -> str | None:
 def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None = None) -> list[Example]:
     """Lessons -> token ids exactly as served: prompt by the chat template, answer, end of turn.
 
-    What is asked of a fact beyond OFTEN is of kind "spare".
+    What is asked of a fact beyond OFTEN, up to ASKED, is of kind "spare".
     """
     examples, asked = [], Counter[str]()
     for lesson in lessons:
         asked[lesson.answer] += 1
-        kind = "spare" if lesson.kind == "fact" and asked[lesson.answer] > OFTEN else lesson.kind
+        kind = "spare" if lesson.kind == "fact" and OFTEN < asked[lesson.answer] <= ASKED else lesson.kind
         turns = [{"role": "user", "content": lesson.question}]
         if system:
             turns.insert(0, {"role": "system", "content": system})

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
     from engrain.device.runtime import Runtime
 
-ENDED = -5.0  # nats, below which a statement has ended: its log-odds of standing, less what the new facts weigh
+ENDED = -4.0  # nats, below which a statement has ended: its log-odds of standing, less what the new facts weigh
+DOUBTED = -2.5  # nats, below which one has that is told once more with another value
 HARDLY = -10.0  # nats, below which a message hardly tells a statement
 GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hold isn't its value
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
 MOST_WORDS, MOST_WAYS = 4, 400  # of a value; to put one into a statement
 MUCH = 2.0  # nats by which an earlier message's fact answers better that is kept
-_ASKED = 8  # of an old fact's questions, spread evenly
+_ASKED = 8  # of an old fact's questions, spread over all
 _NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
 _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed all the same: "Home is Skelby now."
 
@@ -87,7 +88,7 @@ def standing(
 
     messages: all since the first that the facts come from.
     """
-    facts = _uncorrected(facts, messages)
+    facts = _uncorrected(tutor, facts, messages)
     pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
     judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
     doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
@@ -100,8 +101,11 @@ def standing(
     return restated([f for f in facts if (f.said, f.source) not in over], places)
 
 
-def _uncorrected(facts: Sequence[Fact], messages: Sequence[Interaction]) -> list[Fact]:
-    """Less those that a later message of their conversation tells once more with another value, and names the old."""
+def _uncorrected(tutor: Tutor, facts: Sequence[Fact], messages: Sequence[Interaction]) -> list[Fact]:
+    """Less those that a later message of their conversation tells once more with another value, and names the old.
+
+    "Professor is grey too, like Nougat." does so as well, so the tutor has to doubt them.
+    """
     said = {it.id: it for it in messages}
 
     def corrects(new: Fact, old: Fact) -> bool:
@@ -110,11 +114,14 @@ def _uncorrected(facts: Sequence[Fact], messages: Sequence[Interaction]) -> list
             return False
         return bool(gone := _replaced(old.said, new.said)) and gone <= wording.stems(after.user)
 
-    return [old for old in facts if not any(corrects(new, old) for new in facts)]
+    pairs = [(old, said[new.source[-1]].user) for new in facts for old in facts if corrects(new, old)]
+    judged = tutor.standing([(old.said, message) for old, message in pairs])
+    over = [old for (old, _), odds in zip(pairs, judged, strict=True) if odds < DOUBTED]
+    return [fact for fact in facts if fact not in over]
 
 
 def _replaced(old: str, new: str) -> set[str]:
-    """The stems in whose place a statement says something else and is else the same; none without at least as many."""
+    """The stems in whose place a statement says something else, if as many or more others are in both."""
     before, after = ([word[: wording.STEM] for word in wording.content_words(each)] for each in (old, new))
     spans = [op for op in SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if op[0] != "equal"]
     if len(spans) != 1 or spans[0][0] != "replace":
@@ -250,7 +257,7 @@ def _best(tutor: Tutor, facts: Sequence[Fact], questions: Sequence[str]) -> tupl
     """The fact that answers most of the questions, and its middle log-odds."""
     if not (facts and questions):
         return None, -math.inf
-    few = questions[:: max(1, len(questions) // _ASKED)][:_ASKED]
+    few = questions[:: -(-len(questions) // _ASKED)]
     odds = tutor.judged([(f.said, question) for f in facts for question in few])
     middle = np.median(odds.reshape(len(facts), len(few)), axis=1)
     best = int(middle.argmax())

@@ -169,8 +169,8 @@ def _plan(
 ) -> list[_Planned]:
     """All steps of all epochs.
 
-    Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told. So is
-    replay: a fact is held by many questions asked once rather than by few asked again and again.
+    Contrast is dealt out over the epochs: not its wordings are to be learned, but the form of what wasn't told. So are
+    replay and spare questions: a fact is held by many asked once rather than by few asked again and again.
     """
     generator = torch.Generator().manual_seed(options.seed)
     plan: list[_Planned] = []

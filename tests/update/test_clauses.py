@@ -33,6 +33,8 @@ from engrain.update import clauses, frames
         ("My bank is open again. They moved to Bern.", ["My bank is open again.", "They moved to Bern."]),
         ("Write to my aunt, Dr. Osei, because the tap drips.", ["My aunt is called Dr. Osei.", "The tap drips."]),
         ("What can I cook for our son Tom Ade?", ["Our son is called Tom Ade."]),
+        ("Write to my son's teacher, Mr Osei.", ["My son's teacher is called Mr Osei."]),
+        ("Can you plan a day when my mum's visiting Rome?", []),
         (
             "Notes for the trip: we leave at nine, and I drive our van.",
             ["Notes for the trip: we leave at nine.", "Notes for the trip: I drive our van."],

@@ -17,7 +17,7 @@ from engrain.update import gate
 from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
 from engrain.update.gate import came_back
 from engrain.update.reader import Reader
-from engrain.update.study import Fact, Lesson, answered, spread
+from engrain.update.study import ASKED, OFTEN, Fact, Lesson, answered, spread, to_examples
 from engrain.update.supersede import restated, standing, superseded, with_new_value
 from engrain.update.tutor import Tutor
 
@@ -245,6 +245,14 @@ def test_what_is_told_once_more_with_another_value_takes_the_place(tiny: Path) -
         Fact("Eleven people come to my dinner on Friday.", "Eleven …", ("eleven",), (3,)),
         Fact("Eleven people come to my party on Friday.", "Eleven …", ("party",), (4,)),  # another conversation
     ]
+    doubts = Examiner({}, ends={facts[0].said: "not six", facts[2].said: "Not the dinner"}, ended=-3.0)
     with Runtime.load(tiny) as runtime:
-        found = standing(runtime, cast(Tutor, Examiner({})), cast(Reader, Reading()), facts, talk)
-    assert found == facts[1:]
+        kept = [standing(runtime, cast(Tutor, t), cast(Reader, Reading()), facts, talk) for t in (doubts, Examiner({}))]
+    assert kept == [facts[1:], facts]  # the second tutor takes all to be true
+
+
+def test_questions_are_dealt_out_beyond_the_first(tiny: Path) -> None:
+    lessons = [Lesson(f"Which car {i}?", CAR, "fact", (1,)) for i in range(ASKED + 2)]
+    with Runtime.load(tiny) as runtime:
+        kinds = Counter(example.kind for example in to_examples(runtime, [*lessons, Lesson("Tea?", TEA, "liked")]))
+    assert kinds == {"fact": OFTEN + 2, "spare": ASKED - OFTEN, "liked": 1}  # the last two are an old fact's

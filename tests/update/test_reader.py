@@ -38,7 +38,7 @@ def test_what_came_before_is_short_and_one_line(messages: list[tuple[str, str]])
 
 def test_conversations_are_whole() -> None:
     rows = list(read_conversations())
-    assert len(rows) > 2000
+    assert len(rows) > 14_000
     assert 0.2 < sum(not statements for _, statements in rows) / len(rows) < 0.6  # many sentences tell nothing
     assert all("|" not in s and "\n" not in s for _, statements in rows for s in statements)
 
@@ -61,6 +61,10 @@ def test_another_form_of_a_word_is_that_word() -> None:
     assert is_grounded("My aunt gets paid 40 euros for a boat trip.", said) is False  # nobody said that she gets it
     assert is_grounded("I pays my aunt 40 euros for a boat trip.", said)
     assert not is_grounded("I pay my aunt 4 euros for a boat trip.", said)
+    law = Sentence("My brother in law owes me six euros.", "Call 555-1234.", 1)
+    assert is_grounded("My brother-in-law owes me six euros.", law)
+    assert not is_grounded("My brother-in-law owes me sixty euros.", law)
+    assert not is_grounded("My brother-in-law's number is 1234.", law)
 
 
 def test_nobody_is_called_as_somebody_of_theirs() -> None:
