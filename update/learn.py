@@ -148,10 +148,14 @@ class _Job:
         return [i for i in self.everything if i.id in ids]
 
     @property
+    def corrects(self) -> bool:
+        """Whether a reply was corrected, which may be about form."""
+        return any(it.correction for it in self.fresh)
+
+    @property
     def bare(self) -> float:
-        """The share of layers that get no adapters; a corrected reply may be about form, as study tells only later."""
-        corrected = any(it.correction for it in self.fresh)
-        return BARE_FOR_FORM if corrected or any(lesson.kind == "form" for lesson in self.past.lessons) else BARE
+        """The share of layers that get no adapters; whether a correction is about form, study tells only later."""
+        return BARE_FOR_FORM if self.corrects or any(lesson.kind == "form" for lesson in self.past.lessons) else BARE
 
     def settings(self, form: bool) -> TrainOptions:
         """A form isn't taken up by few passes in small steps: it is learned in the trainer's own."""
@@ -238,7 +242,7 @@ def _study(
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
         known = exam.ask_old()
-    neutral = _neutral(job, runtime, decoder) if any(it.correction for it in job.fresh) else []  # for forms alone
+    neutral = _neutral(job, runtime, decoder) if job.corrects else []  # for forms alone
     curriculum = prepare(
         runtime, decoder, tutor, reader, job.fresh, job.since, job.past, exam.missed(known), neutral,
         job.options.seed, lambda done, total, text: job.report(Progress("study", done, total, text)),

@@ -41,8 +41,7 @@ VALUE = 3.0  # words that a number or a name counts as
 
 SHORT, _ENDINGS = 3, frozenset(("s", "es", "d", "ed", "ing"))  # letters of a word, and what makes a form of it
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
-_IS_CALLED = re.compile(r" (?:is|are) (?:called|named) (.+?)\.?$")
-_CALLED_SO = re.compile(r" (?:is|are) (?:called|named) ")
+_IS_CALLED = re.compile(r" (?:is|are) (?:called|named) ")
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
 Progress = Callable[[int, int], None]
@@ -103,7 +102,8 @@ class Reader:
         chosen = self._chosen([(sentences[i], own, told[i]) for i, own in zip(telling, readings, strict=True)])
         for i, own in zip(telling, chosen, strict=True):
             told[i] = own or told[i]  # in a language that it hardly knows, say
-        names = {match[1].lower() for own in told for s in own if (match := _IS_CALLED.search(s))}
+        naming = [(s, match.end()) for own in told for s in own if (match := _IS_CALLED.search(s))]
+        names = {s[at:].removesuffix(".").lower() for s, at in naming}
         found: list[list[str]] = [[] for _ in messages]
         for sentence, statements in zip(sentences, told, strict=True):
             found[sentence.message] += [*newly_named(sentence, statements, names), *statements]
@@ -178,7 +178,7 @@ def _is_form(word: str, of: str) -> bool:
 def _misnames(statement: str, heard: str) -> bool:
     """Whether it gives somebody the name of somebody of theirs: "my son's teacher, Mr Osei" isn't my son."""
     bearers = [(bearer.lower().replace("’", "'"), name) for bearer, name in clauses.names_in(heard)]
-    own = [(bearer.lower(), name) for bearer, name in clauses.names_in(_CALLED_SO.sub(" ", statement))]
+    own = [(bearer.lower(), name) for bearer, name in clauses.names_in(_IS_CALLED.sub(" ", statement))]
     return any(name == other and theirs.startswith(f"{bearer}'s ") for bearer, name in own for theirs, other in bearers)
 
 
@@ -254,24 +254,20 @@ def _parts(text: str) -> set[str]:
     return _forms(_HYPHEN.sub(" ", text))
 
 
-def _is_number(word: str) -> bool:
-    return any(map(str.isdigit, word))
-
-
 def _news(text: str) -> set[str]:
     return set(map(_head, _forms(text)))
 
 
 def _head(word: str) -> str:
     """What it begins with; a number whole."""
-    return word if _is_number(word) else word[: wording.STEM]
+    return word if wording.has_digit(word) else word[: wording.STEM]
 
 
 def _values(text: str) -> set[str]:
     """The heads of its numbers, and of its words with a capital that don't begin a sentence."""
     later = [m for sentence in wording.sentences(text) for m in list(wording.word_spans(sentence))[1:]]
     names = _news(" ".join(m[0] for m in later if m[0][:1].isupper()))
-    return names | {word for word in _forms(text) if _is_number(word)}
+    return names | {word for word in _forms(text) if wording.has_digit(word)}
 
 
 def _tidy(clause: str) -> str:

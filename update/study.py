@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
 DRAFTS, LIKELY, ASKED = 16, 14, 13  # questions that the tutor writes for a fact, that are weighed, that are kept
-OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out. What it takes over from an old fact isn't
+OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
 SURE, ALIKE = 6.0, 4.0  # nats above which one isn't surer, that a question in the words of another is worth less
 
@@ -185,7 +185,7 @@ def tidy_question(text: str) -> str | None:
 def to_examples(runtime: Runtime, lessons: Sequence[Lesson], system: str | None = None) -> list[Example]:
     """Lessons -> token ids exactly as served: prompt by the chat template, answer, end of turn.
 
-    What is asked of a fact beyond OFTEN, up to ASKED, is of kind "spare".
+    What is asked of a fact beyond OFTEN, up to ASKED, is of kind "spare"; what comes after that was an old fact's.
     """
     examples, asked = [], Counter[str]()
     for lesson in lessons:

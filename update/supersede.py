@@ -184,7 +184,7 @@ def _is_news(statement: str, doubt: _Doubt) -> bool:
     words that no question gives away.
     """
     said, before = wording.stems(statement), wording.stems(doubt.said)
-    value = before.difference(*map(wording.stems, doubt.asked)) | {s for s in _value(doubt) if any(map(str.isdigit, s))}
+    value = before.difference(*map(wording.stems, doubt.asked)) | {s for s in _value(doubt) if wording.has_digit(s)}
     return bool(said - before) and not said & (value - wording.stems(doubt.piece))
 
 

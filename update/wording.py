@@ -83,6 +83,10 @@ def stems(text: str) -> set[str]:
     return {word[:STEM] for word in content_words(text)}
 
 
+def has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
+
+
 def is_statement(sentence: str) -> bool:
     """Whether a sentence tells something: no question, no request, no greeting."""
     found = words(sentence)
