@@ -13,8 +13,42 @@ if TYPE_CHECKING:
     from engrain.device.batching import SequenceContext
 
 CELLS = 2048  # tokens of all that is weighed at once
-_HEADS = 2  # held
+_HEADS, _HELD = 40, 512  # beginnings that are held, and their tokens, of which each costs every later one a little
 SEQUENCES = _HEADS + 2 * (MOST + 2)  # heads, prompts, and texts after them
+
+
+class Held:
+    """Beginnings of texts whose keys and values a context keeps, each in a sequence of its own, from 0 on."""
+
+    def __init__(self, context: SequenceContext) -> None:
+        self._context = context
+        self._at: dict[tuple[int, ...], int] = {}  # the one that was used last at the end
+        self._free = list(range(_HEADS))[::-1]
+
+    def hold(self, heads: Sequence[Sequence[int]]) -> list[int]:
+        """The sequences that hold these (token ids, at most _HEADS). What was used longest ago makes room for new ones.
+
+        _HELD tokens are held, or as many as these have.
+        """
+        wanted = list(dict.fromkeys(map(tuple, heads)))
+        new = [head for head in wanted if head not in self._at]
+        for head in wanted:
+            if head in self._at:
+                self._at[head] = self._at.pop(head)
+        for old in list(self._at):
+            full = sum(map(len, (*self._at, *new))) > _HELD or len(new) > len(self._free)
+            if not full or old in wanted:
+                break
+            self._free.append(self._at.pop(old))
+            self._context.truncate(self._free[-1], 0)
+        if new:
+            sequences = [self._free.pop() for _ in new]
+            sizes = [len(head) for head in new]
+            places = np.concatenate([np.arange(size) for size in sizes])
+            tokens = np.array([token for head in new for token in head], np.int32)
+            self._context.decode(tokens, places, np.repeat(sequences, sizes), np.zeros(len(tokens), bool))
+            self._at.update(zip(new, sequences, strict=True))
+        return [self._at[tuple(head)] for head in heads]
 
 
 class Judge:
@@ -22,7 +56,7 @@ class Judge:
 
     def __init__(self, context: SequenceContext) -> None:
         self._context = context
-        self._heads: list[list[int]] = []  # in sequences 0, 1
+        self._held = Held(context)
 
     def likelihoods(
         self, head: Sequence[int], prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
@@ -34,9 +68,9 @@ class Judge:
         texts = [target for _ in prompts for target in targets]
         owner = [i for i in range(len(prompts)) for _ in targets]  # of each text, its prompt
         used = _HEADS + len(prompts) + len(texts)
-        if _HEADS * len(head) + sum(map(len, (*prompts, *texts))) > CELLS or used > SEQUENCES:
+        if max(len(head), _HELD) + sum(map(len, (*prompts, *texts))) > CELLS or used > SEQUENCES:
             return np.zeros((len(prompts), len(targets)))
-        source = self._hold(list(head))
+        (source,) = self._held.hold([head])
         sequences = np.arange(_HEADS, used)
         asked, ends = sequences[: len(prompts)], sequences[len(prompts) :]
         try:
@@ -54,16 +88,30 @@ class Judge:
         found = [log_probabilities(own, text).sum() for own, text in zip(logits, texts, strict=True)]
         return np.array(found).reshape(len(prompts), len(targets))
 
-    def _hold(self, head: list[int]) -> int:
-        """The sequence that holds this head."""
-        if head not in self._heads:
-            if len(self._heads) == _HEADS:
-                self._heads = []
-            at = len(self._heads)
-            self._context.truncate(at, 0)
-            self._decode(np.array([at]), [0], [head], last=True)
-            self._heads.append(head)
-        return self._heads.index(head)
+    def weigh(
+        self, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the target's tokens after each prompt, (prompts, tokens), and of what may follow it,
+        (prompts, choices), in nats.
+
+        All are token ids, none empty. Zeros for more than there is room for in CELLS tokens and SEQUENCES sequences.
+        """
+        n, size = len(prompts), len(target) + 1
+        if n > SEQUENCES - _HEADS or max(_HELD, sum(map(len, prompts))) + n * size > CELLS:
+            return np.zeros((n, len(target))), np.zeros((n, len(choices)))
+        sequences = np.arange(_HEADS, _HEADS + n)
+        # What stands last in a prompt predicts the target's first token.
+        for source, sequence in zip(self._held.hold([prompt[:-1] for prompt in prompts]), sequences, strict=True):
+            self._context.copy(source, int(sequence))
+        try:
+            starts = [len(prompt) - 1 for prompt in prompts]
+            rows = self._decode(sequences, starts, [[prompt[-1], *target] for prompt in prompts], last=False)
+        finally:
+            for sequence in sequences:
+                self._context.truncate(int(sequence), 0)
+        own = [log_probabilities(row[:-1], target) for row in rows]
+        after = [log_probabilities(np.repeat(row[-1:], len(choices), 0), choices) for row in rows]
+        return np.array(own), np.array(after)
 
     def _decode(
         self, sequences: np.ndarray, starts: Sequence[int], texts: Sequence[Sequence[int]], *, last: bool
@@ -81,32 +129,6 @@ class Judge:
             outputs,
         )
         return np.split(logits, np.arange(1, len(texts)) if last else ends[:-1])
-
-
-def weigh(
-    context: SequenceContext, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of the target's tokens after each prompt, (prompts, tokens), and of what may follow it,
-    (prompts, choices), in nats.
-
-    All are token ids, none empty. Zeros for more than there is room for in CELLS tokens and SEQUENCES sequences.
-    """
-    if len(prompts) > SEQUENCES or sum(len(prompt) + len(target) for prompt in prompts) > CELLS:
-        return np.zeros((len(prompts), len(target))), np.zeros((len(prompts), len(choices)))
-    sizes = [len(prompt) + len(target) for prompt in prompts]
-    places = np.concatenate([np.arange(size) for size in sizes])
-    starts = np.repeat([len(prompt) - 1 for prompt in prompts], sizes)  # what stands there predicts the target's first
-    sequences = np.repeat(np.arange(len(prompts)), sizes)
-    try:
-        tokens = np.concatenate([np.array([*prompt, *target], np.int32) for prompt in prompts])
-        logits = context.decode(tokens, places, sequences, places >= starts)
-    finally:
-        for sequence in range(len(prompts)):
-            context.truncate(sequence, 0)
-    rows = logits.reshape(len(prompts), len(target) + 1, -1)
-    own = [log_probabilities(row[:-1], target) for row in rows]
-    last = [log_probabilities(np.repeat(row[-1:], len(choices), 0), choices) for row in rows]
-    return np.array(own), np.array(last)
 
 
 def log_probabilities(logits: np.ndarray, target: Sequence[int]) -> np.ndarray:

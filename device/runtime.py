@@ -316,7 +316,7 @@ class Runtime:
     def weigh(
         self, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `judge.weigh`, by the tutor. ModelError without one."""
+        """As `Judge.weigh`, by the tutor. ModelError without one."""
         return self._weighing.weigh(prompts, target, choices)
 
     # The adapter

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engrain.device.context import Context
-from engrain.device.judge import CELLS, SEQUENCES, Judge, weigh
+from engrain.device.judge import CELLS, SEQUENCES, Judge
 from engrain.device.llama_model import LlamaModel, ModelError, free_adapter, log
 
 
@@ -21,6 +21,7 @@ class _Tutor:
     path: Path
     pointer: Any
     context: Context | None = None
+    judge: Judge | None = None
 
 
 class Weighing:
@@ -66,18 +67,18 @@ class Weighing:
     def weigh(
         self, prompts: Sequence[Sequence[int]], target: Sequence[int], choices: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `judge.weigh`, by the tutor. ModelError without one."""
+        """As `Judge.weigh`, by the tutor. ModelError without one."""
         self._model.check_open()
         tutor = self._tutor
         if tutor is None:
             raise ModelError(f"{self._model.path.name} has no tutor to weigh with")
-        if tutor.context is None:
+        if tutor.judge is None:
             context = Context(self._model, CELLS, SEQUENCES)
             if not context.set_adapter(tutor.pointer, 1.0):
                 context.close()
                 raise ModelError(f"llama.cpp can't attach the tutor {tutor.path}: {log.reason()}; delete it")
-            tutor.context = context
-        return weigh(tutor.context, prompts, target, choices)
+            tutor.context, tutor.judge = context, Judge(context)
+        return tutor.judge.weigh(prompts, target, choices)
 
     def close(self) -> None:
         self.use_tutor(None)

@@ -92,16 +92,15 @@ class Reader:
         by_grammar = clauses.told_in((messages[s.message][0], s.said) for s in sentences)
         told = [list(map(_tidy, own)) for own in by_grammar]
         short = [i for i, s in enumerate(sentences) if len(s.said) <= LONGEST]
-        telling = []
-        for i, (nothing,) in zip(short, self._likelihoods([(sentences[i], ["\n"]) for i in short]), strict=True):
-            if nothing.sum() > NOTHING:
+        readings = self._written([sentences[i] for i in short], seed, progress)
+        telling = {i: own for i, own in zip(short, readings, strict=True) if own != [[]]}
+        chosen = self._chosen([(sentences[i], own, told[i]) for i, own in telling.items()])
+        taken = dict(zip(telling, chosen, strict=True))
+        for i in short:
+            if (own := taken.get(i)) is None:
                 told[i] = [s for s in told[i] if s.lower().rstrip(".") not in sentences[i].said.lower()]
             else:
-                telling.append(i)
-        readings = self._written([sentences[i] for i in telling], seed, progress)
-        chosen = self._chosen([(sentences[i], own, told[i]) for i, own in zip(telling, readings, strict=True)])
-        for i, own in zip(telling, chosen, strict=True):
-            told[i] = own or told[i]  # in a language that it hardly knows, say
+                told[i] = own or told[i]  # in a language that it hardly knows, say
         naming = [(s, match.end()) for own in told for s in own if (match := _IS_CALLED.search(s))]
         names = {s[at:].removesuffix(".").lower() for s, at in naming}
         found: list[list[str]] = [[] for _ in messages]
@@ -114,14 +113,17 @@ class Reader:
         asked = [(Sentence(said, before, 0), [_begun(statement)]) for before, said, statement in each]
         return [float(tokens.sum()) for (tokens,) in self._likelihoods(asked)]
 
-    def _chosen(self, each: Sequence[tuple[Sentence, list[list[str]], list[str]]]) -> list[list[str]]:
-        """Of each sentence's readings, and of what grammar makes of it, what is taken."""
+    def _chosen(self, each: Sequence[tuple[Sentence, list[list[str]], list[str]]]) -> list[list[str] | None]:
+        """Of each sentence's readings, and of what grammar makes of it, what is taken; None where it tells nothing."""
         weighed = self._likelihoods(
             [(sentence, [*map(_listed, (*own, made)), *map(_begun, made)]) for sentence, own, made in each]
         )
-        found = []
+        found: list[list[str] | None] = []
         for (sentence, own, made), tokens in zip(each, weighed, strict=True):
             nats = [float(each.sum()) for each in tokens]
+            if nats[own.index([])] > NOTHING:
+                found.append(None)
+                continue
             readings = [
                 ([s for s in reading if is_grounded(s, sentence)], NAT * n)
                 for reading, n in zip(own, nats, strict=False)

@@ -48,6 +48,19 @@ def test_weighs_as_the_attached_adapter_scores(tiny: Path, adapter: Path) -> Non
     assert np.abs(own - np.array(bare)).max() > 0.1  # the base model alone says something else
 
 
+def test_what_makes_room_is_weighed_the_same_again(tiny: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "_HEADS", 4)
+    monkeypatch.setattr(judge, "_HELD", 9)
+    rounds = [PROMPTS, [[9]], [[40, 41, 42], PROMPTS[0], [43, 44, 45, 46, 47, 48, 49]], PROMPTS[1:], [[9], PROMPTS[0]]]
+    with Runtime.load(tiny) as runtime:
+        runtime.use_tutor(adapter)
+        found = [runtime.weigh(prompts, TARGET, CHOICES)[0] for prompts in (*rounds, *rounds)]
+        runtime.attach(adapter)
+        expected = [[runtime.score(prompt, TARGET) for prompt in prompts] for prompts in (*rounds, *rounds)]
+    for own, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, other, atol=0.02)
+
+
 def test_too_much_to_weigh_weighs_nothing(tiny: Path, adapter: Path) -> None:
     with Runtime.load(tiny) as runtime:
         runtime.use_tutor(adapter)
