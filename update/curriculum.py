@@ -148,11 +148,12 @@ def prepare(
     old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
     before = list(dict.fromkeys(lesson.answer for lesson in old if lesson.kind in ("fact", "replay")))
     told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons if lesson.kind == "fact")]
-    report(0, 1, "what wasn't told")
-    untold = untold_questions(tutor, [*(f.said for f in facts), *before[:MAX_OLD_NEAR]], told, seed)
     lessons += old
     # Measured against the new alone: what was refused before goes on being refused, and more of it costs recall.
     count = EPOCHS * round(CONTRAST * sum(lesson.kind != "replay" for lesson in lessons))
+    near = max(0, UNTOLD_PROBES + count - len(facts))  # old facts: one question near each does
+    report(0, 1, "what wasn't told")
+    untold = untold_questions(tutor, [*(f.said for f in facts), *before[: min(near, MAX_OLD_NEAR)]], told, seed)
     never = untold[UNTOLD_PROBES : UNTOLD_PROBES + count]
     lessons += [Lesson(q, NOT_TOLD, "contrast") for q in never]
     return Curriculum(facts, lessons, probes, untold[:UNTOLD_PROBES], past, frozenset(replaced))

@@ -30,7 +30,7 @@ HARDLY = -10.0  # nats, below which a message hardly tells a statement
 GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hold isn't its value
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
-MOST_WORDS, MOST_WAYS = 4, 400  # of a value; to put one into a statement
+MOST_WORDS, MOST_WAYS = 4, 64  # of a value; to put one into a statement
 MUCH = 2.0  # nats by which an earlier message's fact answers better that is kept
 _ASKED = 8  # of an old fact's questions, spread over all
 _NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
@@ -216,12 +216,20 @@ def _renewed(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
 def with_new_value(statement: str, message: str, value: Collection[str] = ()) -> list[str]:
     """A statement with a few words that only a message has, in place of some that only it has, or that are its value.
 
-    value: stems, for a message may name what is over: "We sold the Saab, we have a Fiat now."
+    A number in a number's place and a name in a name's come first. value: stems, for a message may name what is over:
+    "We sold the Saab, we have a Fiat now."
     """
     new = [message[start:end] for start, end in _own_words(message, wording.stems(statement))]
     old = _own_words(statement, wording.stems(message).difference(value))
-    ways = [statement[:start] + way + statement[end:] for start, end in old for way in new]
+    places = [(start, end, way) for start, end in old for way in new]
+    places.sort(key=lambda each: _kind(statement[each[0] : each[1]]) != _kind(each[2]))
+    ways = [statement[:start] + way + statement[end:] for start, end, way in places]
     return list(dict.fromkeys(filter(wording.is_statement, ways)))
+
+
+def _kind(value: str) -> tuple[bool, bool]:
+    """Whether it holds a number, a name."""
+    return wording.has_digit(value), any(word[0][:1].isupper() for word in wording.word_spans(value))
 
 
 def _own_words(text: str, others: Set[str]) -> list[tuple[int, int]]:

@@ -34,6 +34,19 @@ _FUNCTION = frozenset(
     "never often now today name called remember tell know please i'm i've i'd i'll we're we've it's don't can't "
     "didn't isn't haven't".split()
 )
+# Of German, Dutch, French, Spanish, Italian and Portuguese, and not English words.
+_OTHER = (
+    frozenset(
+        "ich mir mich uns kann kommt vom nur auch jetzt das mein meine meinen meinem meiner wir unser unsere unseren "
+        "der dem des ein eine einen einem einer ist und nicht wird sind hat habe mit für auf von zu zum zur bei "
+        "um seit sie er es ik mijn onze ons wij een het de en voor naar je mon ma mes notre nos nous est et "
+        "le la les un une du au aux avec pour sur dans qui que yo mi mis nuestro nuestra el los las una y con para "
+        "por del al su sus se io mio mia miei mie nostro nostra il lo gli di si e è sono ha voy che da nel nella "
+        "della eu meu minha meus minhas nosso nossa os uma com do no na em ao".split()
+    )
+    - _FUNCTION
+)
+_ANYWHERE = frozenset("i me mine us am im".split())  # words in one of these, too
 _FIRST_PERSON = frozenset("i me my mine we us our ours im ive i'm i've i'd i'll we're we've".split())
 _REQUEST = frozenset(
     "write tell give show explain describe list make create summarize summarise translate help please can could "
@@ -105,7 +118,14 @@ def asks(sentence: str) -> bool:
 
 
 def to_second_person(sentence: str) -> str:
-    """What the user says of themself as the assistant says it: "My cat sleeps." -> "Your cat sleeps.\""""
+    """What the user says of themself as the assistant says it: "My cat sleeps." -> "Your cat sleeps."
+
+    As it is in another language, where "am", "im", "me" and "i" are something else.
+    """
+    own = _WORD.findall(sentence)
+    other = sum(word in _OTHER for word in (own[0].lower(), *own[1:])) if own else 0  # names have capitals
+    if other > sum(word in _FUNCTION - _ANYWHERE for word in words(sentence)):
+        return sentence
     return _swap(sentence, _TURN, first_person=True)
 
 

@@ -15,6 +15,10 @@ from engrain.update import frames, wording
         ("Our neighbours gave us their old piano.", "Your neighbours gave you their old piano."),
         ("The alarm code is 9-1-7.", "The alarm code is 9-1-7."),
         ("Ich wohne in Kiel.", "Ich wohne in Kiel."),
+        ("Meine Tante heiratet am Freitag im Rathaus.", "Meine Tante heiratet am Freitag im Rathaus."),
+        ("I miei nonni sono di Trapani.", "I miei nonni sono di Trapani."),
+        ("Mi vecina me cuida el perro.", "Mi vecina me cuida el perro."),
+        ("My aunt's boat in La Paz is called El Sol.", "Your aunt's boat in La Paz is called El Sol."),
     ],
 )
 def test_the_users_words_become_the_assistants(said: str, answer: str) -> None:
