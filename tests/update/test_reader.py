@@ -74,6 +74,14 @@ def test_nobody_is_called_as_somebody_of_theirs() -> None:
     assert not is_grounded("My son Mr Osei will miss class.", said)
 
 
+def test_what_is_the_users_own_is_given_to_nobody() -> None:
+    said = Sentence("We had our silver wedding in May, and she baked the cake.", "My sister is called Ottla.", 0)
+    assert is_grounded("Our silver wedding was in May.", said)
+    assert not is_grounded("My sister Ottla's silver wedding was in May.", said)
+    hers = Sentence("I lent her my bicycle because her bicycle has no brakes.", "My niece Ama is here.", 0)
+    assert is_grounded("My niece Ama's bicycle has no brakes.", hers)
+
+
 def test_numbers_count_whole() -> None:
     assert not is_grounded("The code is 1187.", Sentence("The code is 11876.", "", 0))
 
