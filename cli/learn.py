@@ -172,11 +172,12 @@ def _unlearned(home: Home, model: ModelFile) -> frozenset[tuple[int, int]]:
 
 def _tell(outcome: Outcome, options: LearnOptions) -> None:
     took = output.duration(outcome.seconds)
-    if outcome.status == "nothing":
+    if outcome.status == "nothing" and not outcome.learned:
         reason = outcome.checks.get("reason") or "nothing new to learn: `engrain chat` first"
         print(output.printable(str(reason)))
-        if not options.dry_run:
-            return
+        return
+    if options.dry_run:
+        print(f"what `engrain learn` would teach, in {outcome.examples} examples:")
     for sentence in outcome.learned:
         print("  " + output.shorten(sentence, 100))
     if outcome.status == "accepted":

@@ -123,7 +123,8 @@ def _uncorrected(tutor: Tutor, facts: Sequence[Fact], messages: Sequence[Interac
 def _replaced(old: str, new: str) -> set[str]:
     """The stems in whose place a statement says something else, if as many or more others are in both."""
     before, after = ([word[: wording.STEM] for word in wording.content_words(each)] for each in (old, new))
-    spans = [op for op in SequenceMatcher(None, before, after, autojunk=False).get_opcodes() if op[0] != "equal"]
+    opcodes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    spans = [op for op in opcodes if op[0] not in ("equal", "delete")]  # it may be told in fewer words
     if len(spans) != 1 or spans[0][0] != "replace":
         return set()
     gone = set(before[spans[0][1] : spans[0][2]])

@@ -251,6 +251,20 @@ def test_what_is_told_once_more_with_another_value_takes_the_place(tiny: Path) -
     assert kept == [facts[1:], facts]  # the second tutor takes all to be true
 
 
+def test_the_new_value_may_be_told_in_fewer_words(tiny: Path) -> None:
+    talk = [
+        Interaction(1, "c", 0.0, None, "My kiln stands in bay 31 of the old mill.", "Ok.", "m"),
+        Interaction(2, "c", 0.0, None, "no wait, bay 13 not 31", "Ok.", "m"),
+    ]
+    facts = [
+        Fact("My kiln stands in bay 31 of the mill.", "Your kiln …", ("31",), (1,)),
+        Fact("My kiln is in bay 13 of the mill.", "Your kiln …", ("13",), (2,)),
+    ]
+    with Runtime.load(tiny) as runtime:
+        doubts = Examiner({}, ends={facts[0].said: "not 31"}, ended=-3.0)
+        assert standing(runtime, cast(Tutor, doubts), cast(Reader, Reading()), facts, talk) == facts[1:]
+
+
 def test_questions_are_dealt_out_beyond_the_first(tiny: Path) -> None:
     lessons = [Lesson(f"Which car {i}?", CAR, "fact", (1,)) for i in range(ASKED + 2)]
     with Runtime.load(tiny) as runtime:
