@@ -42,6 +42,7 @@ VALUE = 3.0  # words that a number or a name counts as
 SHORT, _ENDINGS = 3, frozenset(("s", "es", "d", "ed", "ing"))  # letters of a word, and what makes a form of it
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _OWN = re.compile(r"\b(?:my|our) ([\w-]+)")
+_THEIRS = re.compile(r"\b(?:his|her|their|its) ")
 _IS_CALLED = re.compile(r" (?:is|are) (?:called|named) ")
 _NAMING = frozenset(("called", "named", "name"))  # "Our dog Pim is deaf." doesn't say that it is called so
 
@@ -162,10 +163,7 @@ def is_grounded(statement: str, sentence: Sentence) -> bool:
     own, heard = wording.content_words(statement), f"{sentence.before} {sentence.said}"
     whole = len(set(own)) >= 0.7 * len(own) and wording.is_statement(statement)
     return (
-        whole
-        and _was_said(statement, heard)
-        and not _misnames(statement, heard)
-        and not _gives_away(statement, sentence)
+        whole and _was_said(statement, heard) and not _misnames(statement, heard) and not _misowns(statement, sentence)
     )
 
 
@@ -192,10 +190,10 @@ def _misnames(statement: str, heard: str) -> bool:
     return any(name == other and theirs.startswith(f"{bearer}'s ") for bearer, name in own for theirs, other in bearers)
 
 
-def _gives_away(statement: str, sentence: Sentence) -> bool:
+def _misowns(statement: str, sentence: Sentence) -> bool:
     """Whether it makes somebody's what the user calls their own: "our anniversary" isn't "my sister's anniversary"."""
     said, told, before = (each.lower().replace("’", "'") for each in (sentence.said, statement, sentence.before))
-    heard = re.sub(r"\b(?:his|her|their|its) ", "'s ", f"{before} {said}")
+    heard = _THEIRS.sub("'s ", f"{before} {said}")
     return any(f"'s {noun}" in told and f"'s {noun}" not in heard for noun in _OWN.findall(said))
 
 

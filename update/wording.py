@@ -46,7 +46,7 @@ _OTHER = (
     )
     - _FUNCTION
 )
-_ANYWHERE = frozenset("i me mine us am im".split())  # words in one of these, too
+_ENGLISH = _FUNCTION - frozenset("i me mine us am im".split())  # which are words in one of those, too
 _FIRST_PERSON = frozenset("i me my mine we us our ours im ive i'm i've i'd i'll we're we've".split())
 _REQUEST = frozenset(
     "write tell give show explain describe list make create summarize summarise translate help please can could "
@@ -124,7 +124,7 @@ def to_second_person(sentence: str) -> str:
     """
     own = _WORD.findall(sentence)
     other = sum(word in _OTHER for word in (own[0].lower(), *own[1:])) if own else 0  # names have capitals
-    if other > sum(word in _FUNCTION - _ANYWHERE for word in words(sentence)):
+    if other > sum(word in _ENGLISH for word in words(sentence)):
         return sentence
     return _swap(sentence, _TURN, first_person=True)
 
