@@ -132,10 +132,12 @@ def prepare(
     weak: old answers that the current adapter misses. neutral: messages of all kinds. Where something is gone, old
     facts are asked about in full again, since the weights then start anew.
     """
-    facts = study.find_facts(runtime, reader, fresh, seed, lambda done, total: report(done, total, "what was said"))
-    facts = standing(runtime, tutor, reader, facts, since)
-    replaced = superseded(runtime, tutor, reader, facts, fresh, past.lessons)
-    facts = restated(facts, replaced)
+    facts = study.find_facts(
+        runtime, decoder, reader, fresh, seed, lambda done, total: report(done, total, "what was said")
+    )
+    facts = standing(tutor, reader, facts, since)
+    replaced = superseded(tutor, reader, facts, fresh, past.lessons)
+    facts = study.with_surprising(runtime, decoder, restated(facts, replaced))
     asked = study.questions_of(tutor, facts, seed, lambda done, total: report(done, total, "writing questions"))
     known = {word for lesson in past.lessons for word in wording.content_words(lesson.answer)}
     rich = [(f, own) for f, own in zip(facts, asked, strict=True) if len(own) > FEW][:MAX_PROBES]

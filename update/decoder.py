@@ -18,13 +18,14 @@ from engrain.quant.gguf import GGUFModel
 from engrain.update import fused
 from engrain.update.architectures import architecture_of
 from engrain.update.attention import Mask, attend
-from engrain.update.lora import LoraGroup
+from engrain.update.lora import FrozenLora, LoraGroup
 from engrain.update.pack import Pack
 from engrain.update.rope import Rope, rope_of
 from engrain.update.weights import Matrix, Weights
 
 # q (T, n_head, d), k and v (T, n_head_kv, d), scale, softcap (0: none) -> (T, n_head, d)
 Attention = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+Fitted = list[FrozenLora | None]  # of each linear layer
 
 
 class Norm(nn.Module):
@@ -49,7 +50,7 @@ class Linear(nn.Module):
     def __init__(self, base: Matrix, names: list[str], bias: Tensor | None, rank: int, alpha: float) -> None:
         super().__init__()
         self.base, self.names = base, names
-        self.lora = self.fresh(rank, alpha) if rank else None
+        self.lora: LoraGroup | FrozenLora | None = self.fresh(rank, alpha) if rank else None
         self.register_buffer("bias", bias, persistent=False)
 
     def fresh(self, rank: int, alpha: float) -> LoraGroup:
@@ -185,21 +186,33 @@ class Decoder(nn.Module):
         self.final_softcap = float(meta.get(f"{model.architecture}.final_logit_softcapping", 0.0) or 0.0)
         self.to(device)
 
-    @contextmanager
-    def lent(self, adapter: Adapter) -> Iterator[None]:
-        """With another adapter in place of its own, for as long as the context lasts."""
+    @torch.no_grad()
+    def fitted(self, adapter: Adapter) -> Fitted:
+        """Another adapter laid out for this decoder, to be `lent` to it."""
         weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in adapter.weights.items()}
-        linears = [m for m in self.modules() if isinstance(m, Linear)]
+        found: Fitted = []
+        for m in self._linears():
+            group = m.fresh(adapter.rank, adapter.alpha) if weights.keys() & set(m.names) else None
+            if group is not None:
+                group.load(weights, adapter.scale)
+            found.append(None if group is None else group.to(self.embedding.device).frozen(self.dtype))
+        return found
+
+    @contextmanager
+    def lent(self, adapter: Fitted) -> Iterator[None]:
+        """With another adapter in place of its own, for as long as the context lasts; there is no gradient."""
+        linears = self._linears()
         own = [m.lora for m in linears]
         try:
-            for m in linears:
-                m.lora = m.fresh(adapter.rank, adapter.alpha) if weights.keys() & set(m.names) else None
-                if m.lora is not None:
-                    m.lora.to(self.embedding.device).load(weights, adapter.scale)
+            for m, lent in zip(linears, adapter, strict=True):
+                m.lora = lent
             yield
         finally:
             for m, lora in zip(linears, own, strict=True):
                 m.lora = lora
+
+    def _linears(self) -> list[Linear]:
+        return [m for m in self.modules() if isinstance(m, Linear)]
 
     @contextmanager
     def bare(self) -> Iterator[None]:

@@ -50,7 +50,7 @@ class Checks:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 40) -> list[str]:
+def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 24) -> list[str]:
     """Greedy answers, each in a fresh conversation."""
     return answering.answers(runtime, [[{"role": "user", "content": q}] for q in questions], max_tokens)
 

@@ -102,6 +102,11 @@ class LoraGroup(nn.Module):
             return x @ base().T
         return _LoraProduct.apply(x, base, self.scale, self.lora_a, *self.lora_b)
 
+    def frozen(self, dtype: torch.dtype) -> FrozenLora:
+        """As it is now, for forward passes alone."""
+        low_b = _block_diagonal([self.scale * b.detach() for b in self.lora_b], dtype)
+        return FrozenLora(self.lora_a.detach().to(dtype), low_b)
+
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """GGUF tensor name -> (lora_a (r, in), lora_b (out, r)), float32, detached views."""
         parts = self.lora_a.detach().split(self.rank)
@@ -114,6 +119,21 @@ class LoraGroup(nn.Module):
             if name in weights:
                 a.copy_(weights[name][0])
                 b.copy_(weights[name][1] * (scale / self.scale))
+
+
+class FrozenLora(nn.Module):
+    """Adapters that aren't trained: low_a (k·r, in) and block-diagonal, scaled low_b (sum of out, k·r), laid out once.
+
+    Both in the type of what they multiply: converted at every product, they cost as much as the base at 64 rows.
+    """
+
+    def __init__(self, low_a: Tensor, low_b: Tensor) -> None:
+        super().__init__()
+        self.low_a, self.low_b = low_a, low_b
+
+    def forward(self, x: Tensor, base: Callable[[], Tensor]) -> Tensor:
+        """x (T, in) -> (T, sum of out); without a gradient."""
+        return (x @ base().T).addmm_(x @ self.low_a.T, self.low_b.T)
 
 
 def fuse(base: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:

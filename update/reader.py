@@ -80,7 +80,7 @@ class Reader:
     """Reads messages with the decoder, whose own adapter isn't touched."""
 
     def __init__(self, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> None:
-        self._runtime, self._decoder, self._adapter = runtime, decoder, adapter
+        self._runtime, self._decoder, self._adapter = runtime, decoder, decoder.fitted(adapter)
 
     def told(
         self, messages: Sequence[tuple[str, str]], seed: int = 0, progress: Progress = lambda done, total: None

@@ -33,6 +33,7 @@ from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint
 from engrain.update.build import ALPHA, RANK, bare_layers, pick_device
 from engrain.update.decoder import Decoder, Layer, Linear, fast_dtype
+from engrain.update.lora import LoraGroup
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
 from engrain.update.recorded import Gradient
 from engrain.update.study import Lesson, to_examples
@@ -166,7 +167,7 @@ def needed_flop(decoder: Decoder, packs: Sequence[Pack]) -> int:
         for linear in (layer.qkv, layer.out, layer.gate_up, layer.down):
             n_in, n_out = linear.base.n_in, sum(linear.base.n_outs)
             per_row += 2 * n_in * n_out * (2 if trained else 1)
-            if linear.lora is not None:
+            if isinstance(linear.lora, LoraGroup):
                 a, b = n_in * linear.lora.rank * len(linear.lora.names), n_out * linear.lora.rank
                 per_row += 4 * (a + b) + 2 * b + (2 * a if trained else 0)
                 trained = True

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from engrain.update import frames, wording
+from engrain.update.decoder import Decoder
+from engrain.update.likelihood import log_probabilities
 from engrain.update.pack import Example
 from engrain.update.reader import Reader
 from engrain.update.tutor import Tutor
@@ -34,7 +34,7 @@ class Fact:
 
     said: str
     answer: str
-    surprising: tuple[str, ...]
+    surprising: tuple[str, ...] = field(compare=False)
     source: tuple[int, ...] = ()
 
 
@@ -57,6 +57,7 @@ def lessons_of(facts: Sequence[Fact], asked: Sequence[Sequence[str]]) -> list[Le
 
 def find_facts(
     runtime: Runtime,
+    decoder: Decoder,
     reader: Reader,
     interactions: Sequence[Interaction],
     seed: int = 0,
@@ -64,28 +65,40 @@ def find_facts(
 ) -> list[Fact]:
     """The statements in what the user said."""
     told = reader.told([(it.conversation, it.user) for it in interactions], seed, progress)
-    return [to_fact(runtime, said, (it.id,)) for it, parts in zip(interactions, told, strict=True) for said in parts]
+    facts = [to_fact(said, (it.id,)) for it, parts in zip(interactions, told, strict=True) for said in parts]
+    return with_surprising(runtime, decoder, facts)
 
 
-def to_fact(runtime: Runtime, said: str, source: tuple[int, ...]) -> Fact:
-    """A statement of the user's, from the interactions of these ids."""
-    return Fact(said, wording.to_second_person(said), surprising_words(runtime, said), source)
+def to_fact(said: str, source: tuple[int, ...]) -> Fact:
+    """A statement of the user's, from the interactions of these ids; `with_surprising` tells what is news in it."""
+    return Fact(said, wording.to_second_person(said), (), source)
 
 
-def surprising_words(runtime: Runtime, sentence: str, keep: int = 2) -> tuple[str, ...]:
-    """The content words whose tokens the model expects least, by its own surprisal in nats."""
-    tokens = runtime.tokenize(sentence)
-    if len(tokens) < 2:
-        return ()
-    surprisal = np.concatenate(([0.0], -runtime.score(tokens[:1], tokens[1:])))
-    text, spans = _token_spans(runtime, tokens)
-    scored = []
-    for word in dict.fromkeys(wording.content_words(sentence)):
-        at = text.find(word)
-        if at >= 0:
-            nats = sum(float(n) for (a, b), n in zip(spans, surprisal, strict=True) if a < at + len(word) and b > at)
-            scored.append((nats, word))
-    return tuple(w for _, w in sorted(scored, reverse=True)[:keep])
+def with_surprising(runtime: Runtime, decoder: Decoder, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, each with the words that are news to the decoder as it is."""
+    new = [fact for fact in facts if not fact.surprising]
+    found = dict(zip(new, surprising_words(runtime, decoder, [fact.said for fact in new]), strict=True))
+    return [replace(fact, surprising=found.get(fact, fact.surprising)) for fact in facts]
+
+
+def surprising_words(
+    runtime: Runtime, decoder: Decoder, sentences: Sequence[str], keep: int = 2
+) -> list[tuple[str, ...]]:
+    """Of each sentence the content words whose tokens the decoder expects least, by its own surprisal in nats."""
+    tokens = [runtime.tokenize(sentence) for sentence in sentences]
+    whole = [i for i, own in enumerate(tokens) if len(own) > 1]
+    scored = log_probabilities(decoder, [Example(tuple(tokens[i]), 1) for i in whole])
+    found: list[tuple[str, ...]] = [()] * len(sentences)
+    for i, likely in zip(whole, scored, strict=True):
+        text, spans = _token_spans(runtime, tokens[i])
+        surprisal = (0.0, *(-likely))
+        nats = {}
+        for word in wording.content_words(sentences[i]):
+            if (at := text.find(word)) >= 0:
+                own = [n for (a, b), n in zip(spans, surprisal, strict=True) if a < at + len(word) and b > at]
+                nats[word] = float(sum(own))
+        found[i] = tuple(sorted(nats, key=lambda word: (nats[word], word), reverse=True)[:keep])
+    return found
 
 
 def _token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:

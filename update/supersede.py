@@ -22,7 +22,6 @@ from engrain.update.tutor import Tutor
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
-    from engrain.device.runtime import Runtime
 
 ENDED = -4.0  # nats, below which a statement has ended: its log-odds of standing, less what the new facts weigh
 DOUBTED = -2.5  # nats, below which one has that is told once more with another value
@@ -52,7 +51,6 @@ class _Doubt:
 
 
 def superseded(
-    runtime: Runtime,
     tutor: Tutor,
     reader: Reader,
     facts: Sequence[Fact],
@@ -77,13 +75,11 @@ def superseded(
         for (answer, id, piece), odds in zip(pairs, judged, strict=True)
         if odds < ENDED + WEIGHT
     ]
-    over = _decided(runtime, tutor, reader, doubts, told)
+    over = _decided(tutor, reader, doubts, told)
     return {a: over[said[a], source[a]] for a in asked if (said[a], source[a]) in over}
 
 
-def standing(
-    runtime: Runtime, tutor: Tutor, reader: Reader, facts: Sequence[Fact], messages: Sequence[Interaction]
-) -> list[Fact]:
+def standing(tutor: Tutor, reader: Reader, facts: Sequence[Fact], messages: Sequence[Interaction]) -> list[Fact]:
     """The facts that no later one of the messages ends, with what takes the others' places.
 
     messages: all since the first that the facts come from.
@@ -96,7 +92,7 @@ def standing(
     asked = dict(zip(some, questions_of(tutor, some), strict=True))
     told = {it.id: [f for f in facts if it.id in f.source] for it in messages}
     doubts = [_Doubt(f.said, f.source, asked[f], id, piece, odds) for f, id, piece, odds in doubtful]
-    over = _decided(runtime, tutor, reader, doubts, told)
+    over = _decided(tutor, reader, doubts, told)
     places = {said: new for (said, _), new in over.items() if new and (new.said, new.source) not in over}
     return restated([f for f in facts if (f.said, f.source) not in over], places)
 
@@ -132,7 +128,6 @@ def _replaced(old: str, new: str) -> set[str]:
 
 
 def _decided(
-    runtime: Runtime,
     tutor: Tutor,
     reader: Reader,
     doubts: Sequence[_Doubt],
@@ -148,7 +143,7 @@ def _decided(
     def better(
         doubt: _Doubt, statements: Iterable[str], source: tuple[int, ...], than: tuple[Fact | None, float]
     ) -> tuple[Fact | None, float]:
-        news = [to_fact(runtime, each, source) for each in statements if _is_news(each, doubt)]
+        news = [to_fact(each, source) for each in statements if _is_news(each, doubt)]
         other = _best(tutor, news, doubt.asked)
         return other if other[1] > max(than[1], 0.0) else than
 

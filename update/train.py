@@ -104,9 +104,9 @@ def train(
         params, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
     gradient = gradient or Gradient(decoder)
-    # Where the base stays in its blocks, memory is what is short.
-    stem = Stem(decoder, [*examples, *anchors] if decoder.resident else [])
     plan = _plan(examples, anchors, len(preferences), options)
+    # Where the base stays in its blocks, memory is what is short.
+    stem = Stem(decoder, [e for step in plan for e in (*step.examples, *step.anchors)] if decoder.resident else [])
     key = _fingerprint(examples, anchors, preferences, options)
     reference = log_likelihoods(decoder, preferences)
     done, before = checkpoint.load_state(state, key, params, optimiser) if state else (0, 0.0)

@@ -32,7 +32,7 @@ class Tutor:
     """Writes and judges questions with the decoder, whose own adapter isn't touched."""
 
     def __init__(self, runtime: Runtime, decoder: Decoder, adapter: Adapter) -> None:
-        self._runtime, self._decoder, self._adapter = runtime, decoder, adapter
+        self._runtime, self._decoder, self._adapter = runtime, decoder, decoder.fitted(adapter)
 
     def asked(
         self, statements: Sequence[str], count: int, seed: int = 0, progress: Progress = lambda done, total: None

@@ -87,10 +87,9 @@ class Reading:
 
 
 def replaced_by(
-    model: Path, tutor: Examiner, facts: Sequence[Fact], message: Interaction, reader: Reading | None = None
+    tutor: Examiner, facts: Sequence[Fact], message: Interaction, reader: Reading | None = None
 ) -> dict[str, Fact | None]:
-    with Runtime.load(model) as runtime:
-        return superseded(runtime, cast(Tutor, tutor), cast(Reader, reader or Reading()), facts, [message], PAST)
+    return superseded(cast(Tutor, tutor), cast(Reader, reader or Reading()), facts, [message], PAST)
 
 
 CHANGE = Interaction(7, "c", 0.0, None, "Sold the Dyane, we drive a Volvo. Lovely day!", "Nice.", "m")
@@ -98,54 +97,52 @@ VOLVO = Fact("We drive a Volvo.", "You drive a Volvo.", ("volvo",), (7,))
 LOVELY = Fact("It's a lovely day.", "It's a lovely day.", ("lovely",), (7,))
 
 
-def test_what_a_message_ends_is_replaced_by_what_it_tells(tiny: Path) -> None:
+def test_what_a_message_ends_is_replaced_by_what_it_tells() -> None:
     tutor = Examiner({"car": "Volvo", "tea": "green"}, ends={CAR: "Sold the Dyane"})
-    assert replaced_by(tiny, tutor, [LOVELY, VOLVO], CHANGE) == {CAR: VOLVO}
+    assert replaced_by(tutor, [LOVELY, VOLVO], CHANGE) == {CAR: VOLVO}
     assert {statement for statement, _ in tutor.heard} == {LOVELY.said, VOLVO.said, "Sold the Dyane, we drive a Volvo."}
     assert all("car" in question for _, question in tutor.heard)
-    assert replaced_by(tiny, Examiner({}, tutor.ends), [], CHANGE) == {CAR: None}  # over, and nothing new
+    assert replaced_by(Examiner({}, tutor.ends), [], CHANGE) == {CAR: None}  # over, and nothing new
     assert {(CAR, CHANGE.user), (TEA, CHANGE.user)} == tutor.weighed
 
 
 @pytest.mark.parametrize(("sure", "expected"), [(3.0, {CAR}), (-3.0, set())])
-def test_a_doubtful_end_is_one_where_a_new_fact_answers(tiny: Path, sure: float, expected: set[str]) -> None:
+def test_a_doubtful_end_is_one_where_a_new_fact_answers(sure: float, expected: set[str]) -> None:
     tutor = Examiner({"car": "Volvo"}, {CAR: "Dyane"}, sure, ended=-4.0)
-    assert set(replaced_by(tiny, tutor, [VOLVO], CHANGE)) == expected
+    assert set(replaced_by(tutor, [VOLVO], CHANGE)) == expected
 
 
-def test_what_is_still_true_stays(tiny: Path) -> None:
+def test_what_is_still_true_stays() -> None:
     tutor = Examiner({"car": "Volvo"})
-    assert replaced_by(tiny, tutor, [VOLVO], CHANGE) == {}
+    assert replaced_by(tutor, [VOLVO], CHANGE) == {}
 
 
-def test_a_statement_does_not_replace_itself(tiny: Path) -> None:
+def test_a_statement_does_not_replace_itself() -> None:
     tutor = Examiner({"car": "Dyane"}, ends={CAR: "Dyane"})
     again = Interaction(7, "c", 0.0, None, "I drive a yellow Dyane.", "Nice.", "m")
-    assert replaced_by(tiny, tutor, [Fact("I drive a yellow Dyane.", CAR, (), (7,))], again) == {}
+    assert replaced_by(tutor, [Fact("I drive a yellow Dyane.", CAR, (), (7,))], again) == {}
 
 
-def test_what_takes_an_old_place_is_told_as_fully(tiny: Path) -> None:
+def test_what_takes_an_old_place_is_told_as_fully() -> None:
     locker, message = "Your locker at work is number 118.", replace(CHANGE, user="My locker moved: number 204 now.")
     short, other = (Fact(said, said, ("204",), (7,)) for said in ("My locker is number 204 now.", "My day is long."))
     past = [Lesson(f"Which locker at work is mine {i}?", locker, "fact", (1,)) for i in range(3)]
     tutor = Examiner({"locker": "work"}, ends={locker: "moved"})
     after = "My locker at work is number 118."
     reader = Reading({(after, "204"): "My locker at work is number 204.", (after, "moved"): f"{after} 204."})
-    with Runtime.load(tiny) as runtime:
-        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, reader), [short, other], [message], past)
+    found = superseded(cast(Tutor, tutor), cast(Reader, reader), [short, other], [message], past)
     full = found[locker]
     assert full and (full.said, full.source) == ("My locker at work is number 204.", (1, 7))
     assert restated([short, other], found) == [other, full]
     assert restated([full, other], found) == [full, other]
 
 
-def test_what_takes_an_old_place_may_be_the_sentence_as_it_was_said(tiny: Path) -> None:
+def test_what_takes_an_old_place_may_be_the_sentence_as_it_was_said() -> None:
     locker, message = "Your locker is number 118.", replace(CHANGE, user="My locker moved: it is number 204 now. Nice!")
     moved = Fact("My locker moved.", "Your locker moved.", ("moved",), (7,))
     past = [Lesson("Which locker is mine?", locker, "fact", (1,))]
     tutor = Examiner({"locker": "204"}, ends={locker: "moved"})
-    with Runtime.load(tiny) as runtime:
-        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [moved], [message], past)
+    found = superseded(cast(Tutor, tutor), cast(Reader, Reading()), [moved], [message], past)
     said = found[locker]
     assert said and said.said == "My locker moved: it is number 204 now."
     assert restated([moved], found) == [said]  # says no more
@@ -162,41 +159,39 @@ def test_what_takes_an_old_place_may_be_the_old_statement_with_a_new_value() -> 
     assert "We drive a Fiat." not in with_new_value(*sold) and "We drive a Fiat." in with_new_value(*sold, {"dyane"})
 
 
-def test_of_two_changes_the_later_counts(tiny: Path) -> None:
+def test_of_two_changes_the_later_counts() -> None:
     tutor = Examiner({"car": "Volvo"}, ends={CAR: "Dyane"})
     later = replace(CHANGE, id=8, user="The Dyane is gone, it's a Volvo Amazon.")
     amazon = Fact("We drive a Volvo Amazon.", "You drive a Volvo Amazon.", ("amazon",), (8,))
-    with Runtime.load(tiny) as runtime:
-        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, amazon], [later, CHANGE], PAST)
-        assert found == {CAR: amazon}
-        moved, other = replace(later, user="Its Dyane has moved."), Fact("My car moved.", "Your car moved.", (), (8,))
-        found = superseded(runtime, cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, other], [moved, CHANGE], PAST)
-        assert found == {CAR: VOLVO}  # the other answers none of the old questions
+    found = superseded(cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, amazon], [later, CHANGE], PAST)
+    assert found == {CAR: amazon}
+    moved, other = replace(later, user="Its Dyane has moved."), Fact("My car moved.", "Your car moved.", (), (8,))
+    found = superseded(cast(Tutor, tutor), cast(Reader, Reading()), [VOLVO, other], [moved, CHANGE], PAST)
+    assert found == {CAR: VOLVO}  # the other answers none of the old questions
 
 
-def test_what_was_corrected_in_the_same_conversation_is_not_learned(tiny: Path) -> None:
+def test_what_was_corrected_in_the_same_conversation_is_not_learned() -> None:
     texts = ["The rent is 385.", "Thanks.", "Sorry, 358.", "It's due on Friday.", "We meet at ten."]
     talk = [Interaction(i, "c", 0.0, None, text, "Ok.", "m") for i, text in enumerate(texts)]
     wrong, right = (Fact(f"The rent is {n}.", f"The rent is {n}.", (n,), (i,)) for i, n in ((0, "385"), (2, "358")))
     corrected = Examiner({}, ends={wrong.said: "Sorry"})
     elsewhere = [replace(it, conversation=str(it.id)) for it in talk]
-    with Runtime.load(tiny) as runtime:
 
-        def stands(
-            tutor: Examiner, facts: list[Fact], messages: list[Interaction], reader: Reading | None = None
-        ) -> list[Fact]:
-            return standing(runtime, cast(Tutor, tutor), cast(Reader, reader or Reading()), facts, messages)
+    def stands(
+        tutor: Examiner, facts: list[Fact], messages: list[Interaction], reader: Reading | None = None
+    ) -> list[Fact]:
+        return standing(cast(Tutor, tutor), cast(Reader, reader or Reading()), facts, messages)
 
-        assert stands(corrected, [wrong, right], talk) == [right]
-        assert (wrong.said, talk[3].user) not in corrected.weighed  # far on, and shares no word
-        assert stands(Examiner({}, ends={wrong.said: "Sorry"}), [wrong, right], elsewhere) == [wrong, right]
-        likely = Reading({("", "never"): right.said})
-        (renewed,) = stands(Examiner({"is": "rent"}, ends={wrong.said: "Sorry"}), [wrong], talk, likely)
-        assert (renewed.said, renewed.source) == (right.said, (0, 2))  # though nothing told it
-        again = [*talk, Interaction(5, "c", 0.0, None, "No, the rent is 385.", "Ok.", "m")]
-        told_again = replace(wrong, source=(5,))
-        both = Examiner({}, ends={wrong.said: "Sorry", right.said: "No, "})
-        assert stands(both, [wrong, right, told_again], again) == [told_again]
+    assert stands(corrected, [wrong, right], talk) == [right]
+    assert (wrong.said, talk[3].user) not in corrected.weighed  # far on, and shares no word
+    assert stands(Examiner({}, ends={wrong.said: "Sorry"}), [wrong, right], elsewhere) == [wrong, right]
+    likely = Reading({("", "never"): right.said})
+    (renewed,) = stands(Examiner({"is": "rent"}, ends={wrong.said: "Sorry"}), [wrong], talk, likely)
+    assert (renewed.said, renewed.source) == (right.said, (0, 2))  # though nothing told it
+    again = [*talk, Interaction(5, "c", 0.0, None, "No, the rent is 385.", "Ok.", "m")]
+    told_again = replace(wrong, source=(5,))
+    both = Examiner({}, ends={wrong.said: "Sorry", right.said: "No, "})
+    assert stands(both, [wrong, right, told_again], again) == [told_again]
 
 
 def test_questions_go_to_the_statement_that_answers_them_best() -> None:
@@ -232,7 +227,7 @@ def test_questions_in_other_words_come_before_more_of_the_same() -> None:
     assert sorted(found) == sorted(odds)
 
 
-def test_what_is_told_once_more_with_another_value_takes_the_place(tiny: Path) -> None:
+def test_what_is_told_once_more_with_another_value_takes_the_place() -> None:
     talk = [
         Interaction(1, "c", 0.0, None, "Six of us are coming to the dinner on Friday.", "Ok.", "m"),
         Interaction(2, "c", 0.0, None, "And a goat. Why not?", "Ok.", "m"),
@@ -246,12 +241,11 @@ def test_what_is_told_once_more_with_another_value_takes_the_place(tiny: Path) -
         Fact("Eleven people come to my party on Friday.", "Eleven …", ("party",), (4,)),  # another conversation
     ]
     doubts = Examiner({}, ends={facts[0].said: "not six", facts[2].said: "Not the dinner"}, ended=-3.0)
-    with Runtime.load(tiny) as runtime:
-        kept = [standing(runtime, cast(Tutor, t), cast(Reader, Reading()), facts, talk) for t in (doubts, Examiner({}))]
+    kept = [standing(cast(Tutor, t), cast(Reader, Reading()), facts, talk) for t in (doubts, Examiner({}))]
     assert kept == [facts[1:], facts]  # the second tutor takes all to be true
 
 
-def test_the_new_value_may_be_told_in_fewer_words(tiny: Path) -> None:
+def test_the_new_value_may_be_told_in_fewer_words() -> None:
     talk = [
         Interaction(1, "c", 0.0, None, "My kiln stands in bay 31 of the old mill.", "Ok.", "m"),
         Interaction(2, "c", 0.0, None, "no wait, bay 13 not 31", "Ok.", "m"),
@@ -260,9 +254,8 @@ def test_the_new_value_may_be_told_in_fewer_words(tiny: Path) -> None:
         Fact("My kiln stands in bay 31 of the mill.", "Your kiln …", ("31",), (1,)),
         Fact("My kiln is in bay 13 of the mill.", "Your kiln …", ("13",), (2,)),
     ]
-    with Runtime.load(tiny) as runtime:
-        doubts = Examiner({}, ends={facts[0].said: "not 31"}, ended=-3.0)
-        assert standing(runtime, cast(Tutor, doubts), cast(Reader, Reading()), facts, talk) == facts[1:]
+    doubts = Examiner({}, ends={facts[0].said: "not 31"}, ended=-3.0)
+    assert standing(cast(Tutor, doubts), cast(Reader, Reading()), facts, talk) == facts[1:]
 
 
 def test_questions_are_dealt_out_beyond_the_first(tiny: Path) -> None:
