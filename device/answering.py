@@ -123,10 +123,8 @@ def _remembered(
     def settle(each: Coverage, replies: Sequence[Said]) -> str | None:
         found = {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
         if runtime.has_tutor:
-            bear, weighs = tutor.bearings, (tutor.ENOUGH, tutor.RECALLED)
-        else:
-            bear, weighs = bearing.bearings, (ENOUGH, 1.0)
-        return each.settle(found, lambda own: bear(runtime, own, each.message), *weighs)
+            return each.settle(found, tutor.Bearing(runtime, each.message), tutor.ENOUGH, tutor.RECALLED)
+        return each.settle(found, lambda own: bearing.bearings(runtime, own, each.message), ENOUGH)
 
     return list(map(settle, covered, said))
 

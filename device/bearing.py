@@ -2,9 +2,8 @@
 
 With s the statement and q the question, log p(q | s) less its mean over statements about other things (pointwise
 mutual information, as in contextual calibration, arXiv 2102.09690) is high for "What do I do for a living?" after
-"I work as a beekeeper.", and so is log p(s | q) less that after a question free of content. Lessons are chosen by it
-(`update.questions`), and replies checked, as reranking by maximum mutual information does (Li et al.,
-arXiv 1510.03055).
+"I work as a beekeeper.", and so is log p(s | q) less that after a question free of content. Replies are checked by it
+where a model has no tutor, as reranking by maximum mutual information does (Li et al., arXiv 1510.03055).
 """
 
 from __future__ import annotations

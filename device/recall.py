@@ -19,10 +19,11 @@ from engrain.device.sampling import NotANumber
 
 MayBegin = Callable[[Sequence[int]], bool]
 
-MOST = 8  # replies to a prompt
-ROOM = 320  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
+MOST = 16  # replies to a prompt
+ROOM = 640  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
 WITHIN, LEAST = 6.0, -12.0  # nats of the likeliest, and at all
 FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
+SLACK = 3.0  # nats more that a beginning may lie behind the likeliest one, which grows less likely as it goes on
 _LOOK = 256  # tokens that may come next
 
 
@@ -59,7 +60,7 @@ class _Search:
         ways = [(p, token, i) for i, row in enumerate(logits) for p, token in self._next(self.live[i].said, row, ends)]
         best = max([p for p, _, _ in ways] + [said.log_probability for said in self.ended], default=0.0)
         within, least = (FREE_WITHIN, FREE_LEAST) if self.may_begin is None else (WITHIN, LEAST)
-        bound = max(best - within, least)
+        bound = max(best - within - SLACK, least)
         onward: list[list[Said]] = [[] for _ in self.live]
         for p, token, i in sorted(ways, reverse=True)[:MOST]:
             tokens = self.live[i].said.tokens
@@ -70,7 +71,9 @@ class _Search:
             elif self.room:
                 self.room -= 1
                 onward[i].append(Said((*tokens, token), p))
-        self.ended = sorted((s for s in self.ended if s.log_probability >= bound), key=lambda s: -s.log_probability)
+        likeliest = max((said.log_probability for said in self.ended), default=0.0)
+        kept = [said for said in self.ended if said.log_probability >= max(likeliest - within, least)]
+        self.ended = sorted(kept, key=lambda said: -said.log_probability)
         return onward
 
     def _next(self, said: Said, logits: np.ndarray, ends: Callable[[int], bool]) -> list[tuple[float, int]]:

@@ -33,8 +33,10 @@ PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to ans
 DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
 MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
+FIRST, CLEAR = 3, 4.0  # replies that are weighed first, and the nats beyond enough from which no others are
 OPENING = 3  # words by which a reply is known that goes on to what is remembered
 _PRINTS = ("taught", "beginnings", "openings")  # a scope's fingerprints
+_HUBNESS = "hubness"
 _QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
@@ -56,7 +58,8 @@ class Scope:
 
     taught: fingerprints of the replies that were taught, sorted, (n,) uint64. beginnings: of all that these begin with,
     as tokens (`marks`); without them, anything may be said. formed: a form of replies was taught, and all that isn't
-    about facts is answered in it. openings: how replies about facts begin, in words.
+    about facts is answered in it. openings: how replies about facts begin, in words. hubness: what a tutor finds too
+    much of each taught reply, whatever is asked, (n,) float32 nats in the order of `taught`.
     """
 
     facts: Probe | None
@@ -65,6 +68,7 @@ class Scope:
     beginnings: np.ndarray | None = None
     formed: bool = False
     openings: np.ndarray | None = None
+    hubness: np.ndarray | None = None
 
     def recites(self, text: str) -> bool:
         """Whether a text begins as a reply about a fact does; False if that isn't known."""
@@ -90,7 +94,8 @@ class Scope:
         if self.formed:
             manner = max(manner, bound - DOUBT)
         inside = self.formed or max(facts, manner) > bound
-        return Coverage(inside, message, facts, manner, self.taught, self.formed, max(0.0, bound - facts))
+        short = max(0.0, bound - facts)
+        return Coverage(inside, message, facts, manner, self.taught, self.formed, short, self.hubness)
 
     def to_bytes(self) -> bytes:
         tensors = {}
@@ -101,6 +106,8 @@ class Scope:
         for name in _PRINTS:
             if (prints := getattr(self, name)) is not None:
                 tensors[name] = prints
+        if self.hubness is not None:
+            tensors[_HUBNESS] = self.hubness
         if self.formed:
             tensors["formed"] = np.ones(1, np.uint8)
         return save(tensors)
@@ -118,14 +125,14 @@ class Scope:
             raise ValueError(f"{SCOPE} doesn't hold a scope")
         if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in prints.values()):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        return Scope(facts, manner, formed="formed" in tensors, **prints)
+        return Scope(facts, manner, formed="formed" in tensors, hubness=_hubness(tensors), **prints)
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
     """Whether an adapter is about a message, and with what odds: of facts, of manner.
 
-    short: by how much facts' are too low for that.
+    short: by how much facts' are too low for that. taught, hubness: as the scope's.
     """
 
     inside: bool
@@ -135,6 +142,7 @@ class Coverage:
     taught: np.ndarray | None = None
     formed: bool = False
     short: float = 0.0
+    hubness: np.ndarray | None = None
 
     def __bool__(self) -> bool:
         return self.inside
@@ -152,29 +160,42 @@ class Coverage:
     def settle(
         self,
         replies: Mapping[str, float],
-        bearings: Callable[[Sequence[str]], Sequence[float] | np.ndarray],
+        bearings: Callable[[Sequence[str]], np.ndarray],
         enough: float = ENOUGH,
         recalled: float = 1.0,
     ) -> str | None:
         """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
         replies: with their log-probabilities, each of which counts `recalled`. bearings: of replies on the question,
-        weighed. enough: what the sum must reach. All in nats.
+        weighed. enough: what the sum must reach, less a reply's hubness. All in nats. Where one of the likeliest
+        clearly counts, the others aren't weighed.
         """
         assert self.taught is not None
         least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf  # in doubt, what it would rather say
+        likeliest = sorted(replies.items(), key=lambda reply: -reply[1])
         own = [
             r
-            for r, sure in replies.items()
+            for r, sure in likeliest
             if r != NOT_TOLD and sure > least and np.isin(fingerprints([r]), self.taught).all()
         ]
-        if own:
-            scores = recalled * np.array([replies[reply] for reply in own]) + np.asarray(bearings(own))
-            if scores.max() >= enough + self.short:
-                return own[int(scores.argmax())]
+        said, score = None, -math.inf
+        for some in (own[:FIRST], own[FIRST:]):
+            if some and score < enough + self.short + CLEAR:
+                scores = recalled * np.array([replies[reply] for reply in some]) + bearings(some) - self._hubness(some)
+                if scores.max() > score:
+                    said, score = some[int(scores.argmax())], float(scores.max())
+        if score >= enough + self.short:
+            return said
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
         return NOT_TOLD if self.facts > DEEP and moved and asks else None
+
+    def _hubness(self, replies: Sequence[str]) -> np.ndarray:
+        """Of taught replies, nats."""
+        if self.hubness is None or self.taught is None:
+            return np.zeros(len(replies))
+        found: np.ndarray = self.hubness[np.searchsorted(self.taught, [fingerprints([reply])[0] for reply in replies])]
+        return found
 
 
 ALWAYS = Coverage(True)
@@ -215,6 +236,17 @@ def _probe(tensors: dict[str, np.ndarray], prefix: str) -> Probe | None:
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise ValueError(f"{SCOPE} holds numbers that aren't finite")
     return Probe(weight, float(bias[0]))
+
+
+def _hubness(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    found = tensors.get(_HUBNESS)
+    if found is None:
+        return None
+    taught = tensors.get("taught")
+    fits = taught is not None and found.shape == taught.shape and bool((taught[1:] > taught[:-1]).all())
+    if not fits or found.dtype != np.float32 or not np.isfinite(found).all():
+        raise ValueError(f"{SCOPE} holds a hubness that fits no replies")
+    return found
 
 
 _NOWHERE = Probe(np.zeros(0, np.float32), -math.inf)

@@ -26,7 +26,7 @@ YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
-RECALLED = 0.5  # what a nat of a reply's own likelihood weighs beside one of its bearing
+RECALLED = 0.25  # what a nat of a reply's own likelihood weighs beside one of its bearing
 ENOUGH = 1.5  # nats: as `device.scope.ENOUGH`, on the tutor's scale
 
 
@@ -56,15 +56,22 @@ def not_told_prompt(statement: str) -> str:
     return f"Told: {statement}\nNot told:"
 
 
-def bearings(runtime: Runtime, statements: Sequence[str], question: str) -> np.ndarray:
-    """How well each statement answers the question, (statements,) nats; the runtime has a tutor.
+class Bearing:
+    """How well statements answer one question; the runtime has a tutor."""
 
-    Zeros for a question longer than a page or two.
-    """
-    prompts = [runtime.tokenize(asked_prompt(s)) for s in (*statements, *BACKGROUND)]
-    asked, verdict = runtime.tokenize(f" {question}"), runtime.tokenize(VERDICT)
-    choices = [runtime.tokenize(word)[0] for word in (YES, NO)]
-    likelihoods, odds = runtime.weigh(prompts, [*asked, *verdict], choices)
-    own = likelihoods[:, : len(asked)].sum(1)
-    found: np.ndarray = odds[:, 0] - odds[:, 1] + LIKELIHOOD * (own - own[len(statements) :].mean())
-    return found[: len(statements)]
+    def __init__(self, runtime: Runtime, question: str) -> None:
+        self._runtime = runtime
+        self._asked, self._verdict = runtime.tokenize(f" {question}"), runtime.tokenize(VERDICT)
+        self._choices = [runtime.tokenize(word)[0] for word in (YES, NO)]
+        self._usual: float | None = None  # log p(q | s) over statements about other things
+
+    def __call__(self, statements: Sequence[str]) -> np.ndarray:
+        """(statements,) nats; zeros for a question longer than a page or two."""
+        others = () if self._usual is not None else BACKGROUND
+        prompts = [self._runtime.tokenize(asked_prompt(s)) for s in (*statements, *others)]
+        likelihoods, odds = self._runtime.weigh(prompts, [*self._asked, *self._verdict], self._choices)
+        own, n = likelihoods[:, : len(self._asked)].sum(1), len(statements)
+        if self._usual is None:
+            self._usual = float(own[n:].mean())
+        found: np.ndarray = odds[:n, 0] - odds[:n, 1] + LIKELIHOOD * (own[:n] - self._usual)
+        return found

@@ -14,7 +14,7 @@ from engrain.device.home import Home, lock
 from engrain.device.interactions import Interaction, InteractionLog
 from engrain.device.registry import Registry, Version
 from engrain.device.runtime import Runtime
-from engrain.device.scope import SCOPE
+from engrain.device.scope import SCOPE, read_scope
 from engrain.device.serving import attached
 from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import GGUFModel, open_gguf
@@ -190,10 +190,9 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         runtime.use_tutor(path)
         parent = load_peft(job.warm.folder) if job.warm else None
         decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident, job.bare)
+        examiner = Tutor(runtime, decoder, tutor)
         with decoder.bare():
-            curriculum, exam, known = _study(
-                job, runtime, decoder, Tutor(runtime, decoder, tutor), Reader(runtime, decoder, reader)
-            )
+            curriculum, exam, known = _study(job, runtime, decoder, examiner, Reader(runtime, decoder, reader))
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -201,7 +200,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
             if job.past.gone:
                 job.registry.use(None)
             return Outcome("nothing", job.parent.name if job.parent else None)
-        trained = _train(job, runtime, decoder, curriculum)
+        trained = _train(job, runtime, decoder, examiner, curriculum)
         checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
@@ -263,15 +262,25 @@ class _Trained:
     ended: float
 
 
-def _train(job: _Job, runtime: Runtime, decoder: Decoder, curriculum: Curriculum) -> _Trained:
+def _train(job: _Job, runtime: Runtime, decoder: Decoder, tutor: Tutor, curriculum: Curriculum) -> _Trained:
     form = curriculum.is_about_form
     answer_tokens, settings = 0 if form else ANSWER_TOKENS, job.settings(form)
     with decoder.bare():
         neutral = _neutral(job, runtime, decoder)
         held = anchors(job.home, runtime, decoder, job.sha, neutral[:OF_EVERY_KIND], answer_tokens)
         personal = questions_of_users(PERSONAL)
+        before = read_scope(job.warm.folder) if job.warm else None
         scope = fit_scope(
-            job.home, runtime, decoder, job.sha, curriculum.in_scope(), neutral, personal, job.options.seed
+            job.home,
+            runtime,
+            decoder,
+            job.sha,
+            curriculum.in_scope(),
+            neutral,
+            personal,
+            job.options.seed,
+            tutor,
+            before,
         )
     given = [lesson for lesson in curriculum.lessons if lesson.kind != "disliked"]
     examples, preferences = study.to_examples(runtime, given), preferences_of(runtime, curriculum.lessons)

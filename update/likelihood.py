@@ -13,7 +13,7 @@ from engrain.update.decoder import Decoder
 from engrain.update.loss import log_normaliser
 from engrain.update.pack import Example, Pack, pack_examples
 
-PACK_ROWS = 2048
+PACK_ROWS = 1024
 
 
 @torch.no_grad()

@@ -4,6 +4,10 @@ Logistic regression with an L2 penalty on the base model's last hidden states: i
 never-told questions that are to be refused, and what others ask about themselves, for the same facts will be asked for
 in other words; outside are neutral messages. Both sides count the same in all, and so do both halves of the inside.
 Messages whose replies were corrected or rated have a probe of their own, which tells them from questions about facts.
+
+A tutor finds some replies to answer anything, in a language that it hardly knows say. Such hubs (Radovanović et al.,
+JMLR 11, 2010) are known by what it makes of them under questions that somebody else asked, and it is believed that
+much less (as in CSLS, Conneau et al., arXiv 1710.04087).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from engrain.device.home import Home
 from engrain.device.scope import Probe, Scope, fingerprints, marks, openings
+from engrain.device.tutor import BACKGROUND
 from engrain.update.decoder import Decoder
 from engrain.update.once import once
 from engrain.update.pack import Example, pack_examples, plan_packs
@@ -25,10 +30,15 @@ from engrain.update.pack import Example, pack_examples, plan_packs
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
     from engrain.update.study import Lesson
+    from engrain.update.tutor import Tutor
 
 L2 = 0.01
 MAX_INSIDE = 300  # lessons, drawn at random
 _FEEDBACK = ("correction", "liked", "disliked")
+ASKED, SHARE = (
+    12,
+    0.5,
+)  # of other people's questions, put to each reply; of its mean log-odds beyond the usual, taken off
 _MARGIN = 0.5  # log-odds by which every such message is inside
 _PACK_TOKENS = 1024
 
@@ -42,10 +52,13 @@ def fit_scope(
     neutral: Sequence[str],
     personal: Sequence[str] = (),
     seed: int = 0,
+    tutor: Tutor | None = None,
+    before: Scope | None = None,
 ) -> Scope | None:
     """The scope of what the lessons teach; None without lessons or neutral messages.
 
     neutral, personal: messages that have nothing to do with a user; questions that some user asks about themselves.
+    tutor, before: who tells the replies' hubness, and the scope of what was taught before, of which it is known.
     Corrected and rated replies are inside in any case, however like neutral messages theirs are: then more of those
     fall inside too.
     """
@@ -71,7 +84,25 @@ def fit_scope(
     replies = {lesson.answer: lesson.question for lesson in remembered}
     said = openings(lesson.answer for lesson in remembered if lesson.kind not in _FEEDBACK)
     beginnings = marks(_tokens(runtime, *each) for each in replies.items())
-    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms), said)
+    hubness = _hubness(tutor, list(replies), personal, before) if tutor and personal else None
+    return Scope(facts, manner, fingerprints(replies), beginnings, bool(forms), said, hubness)
+
+
+def _hubness(tutor: Tutor, replies: Sequence[str], asked: Sequence[str], before: Scope | None) -> np.ndarray:
+    """What the tutor finds of each reply too much, (replies,) float32 nats, in the order of their fingerprints."""
+    known: dict[int, float] = {}
+    if before and before.hubness is not None and before.taught is not None:
+        known = dict(zip(before.taught.tolist(), before.hubness.tolist(), strict=True))
+    prints = {int(fingerprints([reply])[0]): reply for reply in replies}
+    new = [mark for mark in prints if mark not in known]
+    if new:
+        few = asked[:: max(1, len(asked) // ASKED)][:ASKED]
+        statements = [*(prints[mark] for mark in new), *BACKGROUND]
+        odds = tutor.judged([(statement, question) for statement in statements for question in few])
+        mean = odds.reshape(len(statements), len(few)).mean(1)
+        excess = mean[: len(new)] - mean[len(new) :].mean()
+        known |= dict(zip(new, SHARE * np.maximum(0.0, excess), strict=True))
+    return np.array([known[mark] for mark in sorted(prints)], np.float32)
 
 
 def _tokens(runtime: Runtime, reply: str, question: str) -> list[int]:

@@ -19,9 +19,11 @@ from engrain.device.recall import Said
 from engrain.device.runtime import Runtime
 from engrain.device.sampling import Sampler
 from engrain.device.scope import (
+    CLEAR,
     DEEP,
     DOUBT,
     ENOUGH,
+    FIRST,
     FOLLOWS,
     MOVED,
     NOT_TOLD,
@@ -151,7 +153,10 @@ def test_without_an_adapter_everything_is_covered(runtime: Runtime) -> None:
 def test_bytes_and_back(weight: list[float], bias: float) -> None:
     probe = Probe(np.array(weight, np.float32), bias)
     taught = fingerprints(map(str, weight))
-    for scope in (Scope(probe), Scope(None, probe), Scope(probe, probe, taught, taught[:1], openings=taught[:2])):
+    whole = Scope(
+        probe, probe, taught, taught[:1], openings=taught[:2], hubness=np.arange(len(taught), dtype=np.float32)
+    )
+    for scope in (Scope(probe), Scope(None, probe), whole):
         again = Scope.from_bytes(scope.to_bytes())
         for was, now in ((scope.facts, again.facts), (scope.manner, again.manner)):
             assert (was is None) == (now is None)
@@ -165,6 +170,8 @@ def test_bytes_and_back(weight: list[float], bias: float) -> None:
             np.testing.assert_array_equal(again.beginnings, taught[:1])
             assert again.openings is not None
             np.testing.assert_array_equal(again.openings, taught[:2])
+            assert again.hubness is not None
+            np.testing.assert_array_equal(again.hubness, range(len(taught)))
 
 
 @given(content=st.binary(max_size=200))
@@ -187,6 +194,10 @@ def test_any_bytes_are_a_scope_or_a_value_error(content: bytes) -> None:
         {**WHOLE, "taught": np.ones(2, np.float32)},
         {**WHOLE, "taught": np.ones((2, 2), np.uint64)},
         {**WHOLE, "beginnings": np.ones(2, np.int64)},
+        {**WHOLE, "hubness": np.ones(2, np.float32)},
+        {**WHOLE, "taught": np.arange(2, dtype=np.uint64), "hubness": np.ones(3, np.float32)},
+        {**WHOLE, "taught": np.arange(2, dtype=np.uint64), "hubness": np.full(2, np.nan, np.float32)},
+        {**WHOLE, "taught": np.array([2, 1], np.uint64), "hubness": np.ones(2, np.float32)},
     ],
 )
 def test_a_damaged_scope_is_none(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -204,8 +215,8 @@ def coverage(facts: float, manner: float = -9.0, message: str = INSIDE) -> Cover
     return Coverage(True, message, facts, manner, fingerprints([GOAT, HORSE, NOT_TOLD]))
 
 
-def bear(*nats: float) -> Callable[[Sequence[str]], Sequence[float]]:
-    return lambda replies: nats[: len(replies)]
+def bear(*nats: float) -> Callable[[Sequence[str]], np.ndarray]:
+    return lambda replies: np.array(nats[: len(replies)])
 
 
 @pytest.mark.parametrize("nats", [-2.0, 0.0, 12.0])
@@ -223,6 +234,34 @@ def test_the_best_of_several_replies_is_said() -> None:
     assert coverage(DEEP + 1).settle(found, bear(4.0, 3.0)) == GOAT
     assert coverage(DEEP + 1).settle(found, bear(4.0, 5.0)) == HORSE
     assert coverage(DEEP + 1).settle(found, bear(1.0, 2.0)) == NOT_TOLD
+
+
+def test_where_one_of_the_likeliest_clearly_counts_the_others_are_not_weighed() -> None:
+    replies = [f"Your goat is called {name}." for name in "abcdefg"]
+    sure = dict(zip(replies, np.arange(-1.0, -8.0, -1.0).tolist(), strict=True))
+    asked = Coverage(True, INSIDE, DEEP + 1, taught=fingerprints(replies))
+
+    def settled(*nats: float) -> tuple[str | None, list[str]]:
+        weighed: list[str] = []
+
+        def bearings(some: Sequence[str]) -> np.ndarray:
+            weighed.extend(some)
+            return np.array([nats[replies.index(reply)] for reply in some])
+
+        return asked.settle(dict(reversed(sure.items())), bearings), weighed
+
+    clear = ENOUGH + CLEAR + 2.0  # of the second
+    assert settled(0.0, clear, 0.0, *[99.0] * 4) == (replies[1], replies[:FIRST])
+    assert settled(0.0, clear - 0.1, 0.0, 0.0, 99.0, 0.0, 0.0) == (replies[4], replies)
+    assert settled(0.0, clear - 0.1, *[0.0] * 5) == (replies[1], replies)
+
+
+def test_a_reply_that_seems_to_answer_anything_is_believed_less() -> None:
+    found, taught = {GOAT: -2.0, HORSE: -2.5}, fingerprints([GOAT, HORSE])
+    for reply, other in ((GOAT, HORSE), (HORSE, GOAT)):
+        hubness = np.where(taught == fingerprints([reply])[0], 3.0, 0.0).astype(np.float32)
+        asked = Coverage(True, INSIDE, DEEP + 1, taught=taught, hubness=hubness)
+        assert asked.settle(found, bear(5.0, 5.0)) == other
 
 
 def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answers() -> None:

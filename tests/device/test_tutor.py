@@ -100,7 +100,7 @@ def test_the_starter_models_tutor_tells_what_answers(tmp_path: Path) -> None:
     near = ["Who is my electrician?", "What is on my balcony?", "Where does my flight land?"]
     with Runtime.load(model) as runtime:
         runtime.use_tutor(tutor.tutor_path(home, models.sha256(home, model)))
-        found = np.array([tutor.bearings(runtime, statements, question) for question in questions])
-        close = np.array([tutor.bearings(runtime, statements, question) for question in near])
+        found = np.array([tutor.Bearing(runtime, question)(statements) for question in questions])
+        close = np.array([tutor.Bearing(runtime, question)(statements) for question in near])
     assert (found.argmax(1) == np.arange(3)).all()
     assert (found.max(1) > close.max(1)).all()

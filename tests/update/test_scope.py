@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch
 from engrain.device.home import open_home
 from engrain.device.runtime import Runtime
 from engrain.device.scope import PERSONAL, Scope, fingerprints
+from engrain.device.tutor import BACKGROUND
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
-from engrain.update.scope import fit_scope, hidden_states
+from engrain.update.scope import SHARE, fit_scope, hidden_states
 from engrain.update.study import Lesson
+from engrain.update.tutor import Tutor
 
 NEUTRAL = [f"Tell me of {a} and {b}." for a in ("rain", "bread", "hills", "seas") for b in ("cats", "walks", "users")]
 TAUGHT = [f"What is the name of my {a}{b}?" for a in ("old ", "new ", "", "other ") for b in ("horse", "cat", "hill")]
@@ -61,6 +65,43 @@ def test_what_others_ask_about_themselves_is_inside_too(tiny: Path, decoder: Dec
     assert scope is not None
     inside = [bool(scope.place("", s)) for s in states]
     assert inside == [True] * (len(TAUGHT) + len(personal)) + [False] * len(NEUTRAL)
+
+
+def test_what_a_tutor_finds_to_answer_anything_is_a_hub(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
+    replies = ["Tu tía Ottoline pinta.", "Your hill is steep.", "Your horse is old."]
+    lessons = [Lesson(q, replies[i % 3], "fact", (1,)) for i, q in enumerate(TAUGHT)]
+    personal = [f"Who are we going to {a} with on {b}?" for a in ("swim", "sing", "sail") for b in ("Friday", "foot")]
+
+    class Eager:
+        """A tutor that sees an answer to anything in one reply, and in the others less than in the background."""
+
+        def __init__(self) -> None:
+            self.judges: list[str] = []
+
+        def judged(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+            self.judges += [statement for statement, _ in pairs]
+            return np.array([4.0 if said == replies[0] else -8.0 if said in BACKGROUND else -9.0 for said, _ in pairs])
+
+    home, tutor = open_home(tmp_path), Eager()
+    with Runtime.load(tiny) as runtime:
+
+        def fit(taught: Sequence[Lesson], before: Scope | None) -> dict[int, float]:
+            scope = fit_scope(
+                home, runtime, decoder, "ab" * 32, taught, NEUTRAL, personal, tutor=cast(Tutor, tutor), before=before
+            )
+            assert scope is not None and scope.taught is not None and scope.hubness is not None
+            return dict(zip(scope.taught.tolist(), scope.hubness.tolist(), strict=True))
+
+        hub, *others = (int(fingerprints([reply])[0]) for reply in replies)
+        found = fit(lessons, None)
+        assert found == {hub: SHARE * 12.0, others[0]: 0.0, others[1]: 0.0}
+        tutor.judges.clear()
+        known = np.array(sorted(found), np.uint64)
+        before = Scope(
+            None, taught=known, hubness=np.array([7.0 * (mark == hub) for mark in sorted(found)], np.float32)
+        )
+        again = fit([*lessons, Lesson("And my boat?", "Your boat leaks.", "fact", (2,))], before)
+        assert again[hub] == 7.0 and not set(replies) & set(tutor.judges)  # what is known isn't weighed again
 
 
 def test_a_form_is_for_all_that_is_not_about_facts(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
