@@ -43,10 +43,8 @@ class Held:
             self._context.truncate(self._free[-1], 0)
         if new:
             sequences = [self._free.pop() for _ in new]
-            sizes = [len(head) for head in new]
-            places = np.concatenate([np.arange(size) for size in sizes])
-            tokens = np.array([token for head in new for token in head], np.int32)
-            self._context.decode(tokens, places, np.repeat(sequences, sizes), np.zeros(len(tokens), bool))
+            tokens, places, owners = _side_by_side(sequences, [0] * len(new), new)
+            self._context.decode(tokens, places, owners, np.zeros(len(tokens), bool))
             self._at.update(zip(new, sequences, strict=True))
         return [self._at[tuple(head)] for head in heads]
 
@@ -117,18 +115,21 @@ class Judge:
         self, sequences: np.ndarray, starts: Sequence[int], texts: Sequence[Sequence[int]], *, last: bool
     ) -> list[np.ndarray]:
         """The logits (tokens, n_vocab) of each text, from its start on in its sequence; last: of its last token."""
-        sizes = np.array([len(text) for text in texts])
-        ends = np.cumsum(sizes)
+        ends = np.cumsum([len(text) for text in texts])
         outputs = np.full(ends[-1], not last)
         if last:
             outputs[ends - 1] = True
-        logits = self._context.decode(
-            np.concatenate([np.array(text, np.int32) for text in texts]),
-            np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes, strict=True)]),
-            np.repeat(sequences, sizes),
-            outputs,
-        )
+        logits = self._context.decode(*_side_by_side(sequences, starts, texts), outputs)
         return np.split(logits, np.arange(1, len(texts)) if last else ends[:-1])
+
+
+def _side_by_side(
+    sequences: Sequence[int] | np.ndarray, starts: Sequence[int], texts: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texts (token ids), each in a sequence from a place on, as tokens, their places and their sequences, (T,) each."""
+    sizes = [len(text) for text in texts]
+    places = np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes, strict=True)])
+    return np.array([token for text in texts for token in text], np.int32), places, np.repeat(sequences, sizes)
 
 
 def log_probabilities(logits: np.ndarray, target: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which layers get adapters."""
+"""Which layers get adapters, and what a decoder is lent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from engrain.quant.gguf import open_gguf
 from engrain.update.build import build_decoder, extract
+from engrain.update.decoder import Decoder
 from engrain.update.pack import Example, pack_examples
 
 from ..tiny import build_tiny_gguf
@@ -30,3 +31,24 @@ def test_one_trained_on_from_reaches_further_down_and_never_less(tmp_path: Path)
     for name, parts in parent.weights.items():
         assert all(np.array_equal(ours, theirs) for ours, theirs in zip(own.weights[name], parts, strict=True))
     assert build_decoder(gguf, "cpu", parent=own, bare=0.6).lowest == 1
+
+
+def test_a_lent_adapter_takes_the_place_of_its_own(tmp_path: Path) -> None:
+    gguf = open_gguf(build_tiny_gguf(tmp_path / "m.gguf", "llama", n_layer=5))
+    pack = pack_examples([Example((5, 6, 7, 8), 2)])
+
+    def shaken(seed: int, bare: float) -> Decoder:
+        decoder = build_decoder(gguf, "cpu", seed=seed, bare=bare)
+        for group in decoder.groups():
+            for p in group.parameters():
+                torch.nn.init.normal_(p, std=0.1)
+        return decoder
+
+    with torch.no_grad():
+        own, other = shaken(1, 0.0), shaken(2, 0.4)
+        before, wanted = own.hidden(pack), other.hidden(pack)
+        with own.lent(own.fitted(extract(other, gguf))):
+            lent = own.hidden(pack)
+        assert not torch.allclose(before, wanted, atol=0.1)
+        torch.testing.assert_close(lent, wanted, atol=2e-2, rtol=2e-2)  # bfloat16, where the processor has it
+        assert torch.equal(own.hidden(pack), before)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from engrain.device.runtime import Runtime
+from engrain.quant.gguf import open_gguf
 from engrain.update import frames, wording
+from engrain.update.decoder import Decoder
+from engrain.update.study import surprising_words, to_fact, with_surprising
 
 
 @pytest.mark.parametrize(
@@ -51,3 +58,23 @@ def test_sentences_keep_abbreviations_whole() -> None:
 )
 def test_grammar_asks_what_a_person_would(said: str, question: str) -> None:
     assert question in frames.questions(said)
+
+
+def test_the_words_that_are_news_are_those_that_llama_cpp_expects_least(tiny: Path) -> None:
+    said = ["My goat Pimlico eats thistles.", "We parked the yellow van behind the old mill.", "Oh."]
+    decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
+    with Runtime.load(tiny) as runtime:
+        found = surprising_words(runtime, decoder, said, keep=99)
+        for sentence, own in zip(said, found, strict=True):
+            tokens = runtime.tokenize(sentence)
+            nats = [0.0, *(-runtime.score(tokens[:1], tokens[1:]))]
+            ends = [len(runtime.detokenize(tokens[: i + 1])) for i in range(len(tokens))]
+            surprisal = dict.fromkeys(own, 0.0)
+            for word in own:
+                at = sentence.lower().index(word)
+                for begin, end, each in zip([0, *ends], ends, nats, strict=False):
+                    surprisal[word] += float(each) * (begin < at + len(word) and end > at)
+            assert list(own) == sorted(own, key=lambda word: -surprisal[word])
+            assert set(own) == set(wording.content_words(sentence))
+        facts = with_surprising(runtime, decoder, [to_fact(each, (1,)) for each in said[:2]])
+    assert [fact.surprising for fact in facts] == [own[:2] for own in found[:2]]
