@@ -89,7 +89,10 @@ def fit_scope(
 
 
 def _hubness(tutor: Tutor, replies: Sequence[str], asked: Sequence[str], before: Scope | None) -> np.ndarray:
-    """What the tutor finds of each reply too much, (replies,) float32 nats, in the order of their fingerprints."""
+    """What the tutor finds too much of each reply, (replies,) float32 nats, in the order of their fingerprints.
+
+    That is its mean log-odds of answering what somebody else asked, beyond those of statements about nobody.
+    """
     known: dict[int, float] = {}
     if before and before.hubness is not None and before.taught is not None:
         known = dict(zip(before.taught.tolist(), before.hubness.tolist(), strict=True))
@@ -101,7 +104,7 @@ def _hubness(tutor: Tutor, replies: Sequence[str], asked: Sequence[str], before:
         odds = tutor.judged([(statement, question) for statement in statements for question in few])
         mean = odds.reshape(len(statements), len(few)).mean(1)
         excess = mean[: len(new)] - mean[len(new) :].mean()
-        known |= dict(zip(new, SHARE * np.maximum(0.0, excess), strict=True))
+        known |= dict(zip(new, np.maximum(0.0, excess), strict=True))
     return np.array([known[mark] for mark in sorted(prints)], np.float32)
 
 

@@ -16,7 +16,7 @@ from engrain.device.scope import PERSONAL, Scope, fingerprints
 from engrain.device.tutor import BACKGROUND
 from engrain.quant.gguf import open_gguf
 from engrain.update.decoder import Decoder
-from engrain.update.scope import SHARE, fit_scope, hidden_states
+from engrain.update.scope import fit_scope, hidden_states
 from engrain.update.study import Lesson
 from engrain.update.tutor import Tutor
 
@@ -94,7 +94,7 @@ def test_what_a_tutor_finds_to_answer_anything_is_a_hub(tiny: Path, decoder: Dec
 
         hub, *others = (int(fingerprints([reply])[0]) for reply in replies)
         found = fit(lessons, None)
-        assert found == {hub: SHARE * 12.0, others[0]: 0.0, others[1]: 0.0}
+        assert found == {hub: 12.0, others[0]: 0.0, others[1]: 0.0}
         tutor.judges.clear()
         known = np.array(sorted(found), np.uint64)
         before = Scope(
