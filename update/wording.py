@@ -25,6 +25,12 @@ _BACK = {
     "you're": "I'm", "you've": "I've", "you'd": "I'd", "you'll": "I'll",
 }  # fmt: skip
 _AFTER_I = {"was": "were", "wasn't": "weren't"}
+_OF_I = (("I are", "I am"), ("are I", "am I"), ("I were", "I was"), ("were I", "was I"), ("I weren't", "I wasn't"))
+_BEFORE_ME = frozenset(
+    "about against around at between by behind for from in into near of on over than to under with without".split()
+)
+_AFTER_ME = frozenset("a an any her his its no our some that the their this to your".split())
+_BEFORE_I = frozenset("am are can could did do does had have may might must shall should was were will would".split())
 
 _FUNCTION = frozenset(
     "a an the and or but so of to in on at by for from with without about into over under than then that this "
@@ -130,12 +136,23 @@ def to_second_person(sentence: str) -> str:
 
 
 def to_first_person(question: str) -> str:
-    """A question to the assistant about itself as the user's about themself: "your cat" -> "my cat"."""
-    return _swap(question, _BACK)
+    """What is said to the user, or asked of the assistant, as the user's own: "your cat" -> "my cat"."""
+    found = _swap(question, _BACK)
+    for other, own in _OF_I:
+        found = re.sub(rf"\b{other}\b", own, found)
+        found = re.sub(rf"\b{other[0].upper()}{other[1:]}\b", own[0].upper() + own[1:], found)
+    return found
 
 
 def has_first_person(text: str) -> bool:
     return any(w in _FIRST_PERSON for w in words(text))
+
+
+def _is_object(previous: str, rest: str) -> bool:
+    """Whether "you" is one, after a word and before the rest of a text: "for you", "gave you a clock", "tells you."."""
+    following = next((m[0].lower() for m in _WORD.finditer(rest)), "")
+    closes = not rest.strip() or rest[0] in ".,;:!?)"
+    return previous in _BEFORE_ME or ((closes or following in _AFTER_ME) and previous not in ("", *_BEFORE_I))
 
 
 def _swap(text: str, table: dict[str, str], first_person: bool = False) -> str:
@@ -144,6 +161,8 @@ def _swap(text: str, table: dict[str, str], first_person: bool = False) -> str:
         word = match[0]
         key = word.lower().replace("’", "'")
         new = table.get(key, word)
+        if new == "I" and _is_object(previous, text[match.end() :]):
+            new = "me"
         if first_person and previous in ("i", "we") and key in _AFTER_I:
             new = _AFTER_I[key]
         starts = not text[: match.start()].strip(" \"'“‘(") or text[: match.start()].rstrip()[-1:] in ".!?"

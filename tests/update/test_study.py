@@ -32,6 +32,22 @@ def test_the_users_words_become_the_assistants(said: str, answer: str) -> None:
     assert wording.to_second_person(said) == answer
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("Your goat is called Pim.", "My goat is called Pim."),
+        ("You are left-handed and you were born in Lagos.", "I am left-handed and I was born in Lagos."),
+        ("Choir is every Monday for you.", "Choir is every Monday for me."),
+        ("Your aunt gave you a clock, the one you broke.", "My aunt gave me a clock, the one I broke."),
+        ("Your boss wants you to call.", "My boss wants me to call."),
+        ("What are you afraid of?", "What am I afraid of?"),
+        ("Were you there? Who are you?", "Was I there? Who am I?"),
+    ],
+)
+def test_what_is_said_to_the_user_becomes_their_own(answer: str, said: str) -> None:
+    assert wording.to_first_person(answer) == said
+
+
 def test_statements_are_told_from_questions_and_requests() -> None:
     told = ["My knee hurts when it rains.", "We moved to Graz.", "The shed key hangs behind the door."]
     asked = ["What is the capital of Peru?", "Write me a poem about rain.", "Hello there!", "Thanks a lot for that."]
