@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 L2 = 0.01
 MAX_INSIDE = 300  # lessons, drawn at random
 _FEEDBACK = ("correction", "liked", "disliked")
-ASKED, SHARE = (
-    12,
-    0.5,
-)  # of other people's questions, put to each reply; of its mean log-odds beyond the usual, taken off
+ASKED = 12  # of other people's questions, put to each reply
 _MARGIN = 0.5  # log-odds by which every such message is inside
 _PACK_TOKENS = 1024
 
