@@ -8,6 +8,7 @@ that were taught are followed, where these are known, and as long as they can be
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -58,9 +59,10 @@ class _Search:
     def advance(self, logits: Sequence[np.ndarray], ends: Callable[[int], bool]) -> list[list[Said]]:
         """How each live beam goes on, given the logits (n_vocab,) after it; what ends is kept."""
         ways = [(p, token, i) for i, row in enumerate(logits) for p, token in self._next(self.live[i].said, row, ends)]
-        best = max([p for p, _, _ in ways] + [said.log_probability for said in self.ended], default=0.0)
+        ended = [said.log_probability for said in self.ended] + [p for p, token, _ in ways if ends(token)]
+        best, likeliest = max([p for p, _, _ in ways] + ended, default=0.0), max(ended, default=-math.inf)
         within, least = (FREE_WITHIN, FREE_LEAST) if self.may_begin is None else (WITHIN, LEAST)
-        bound = max(best - within - SLACK, least)
+        bound = max(best - within - SLACK, likeliest - within, least)
         onward: list[list[Said]] = [[] for _ in self.live]
         for p, token, i in sorted(ways, reverse=True)[:MOST]:
             tokens = self.live[i].said.tokens
@@ -71,8 +73,7 @@ class _Search:
             elif self.room:
                 self.room -= 1
                 onward[i].append(Said((*tokens, token), p))
-        likeliest = max((said.log_probability for said in self.ended), default=0.0)
-        kept = [said for said in self.ended if said.log_probability >= max(likeliest - within, least)]
+        kept = [said for said in self.ended if said.log_probability >= likeliest - within]
         self.ended = sorted(kept, key=lambda said: -said.log_probability)
         return onward
 
