@@ -66,8 +66,13 @@ class Bench:
 
     @cached_property
     def replies(self) -> tuple[str, ...]:
-        """What the base model replies to each fact as it is told."""
-        return tuple(reply_to(self, [fact.said for fact in self.memory.facts]))
+        """What the base model replies to each message that tells the facts."""
+        return tuple(reply_to(self, self.said))
+
+    @property
+    def said(self) -> list[str]:
+        """The messages that tell the facts."""
+        return [message for fact in self.memory.facts for message in fact.said]
 
     @cached_property
     def base_perplexity(self) -> float | None:
@@ -217,8 +222,7 @@ def measure(bench: Bench, way: str, build: Build = alone) -> Row:
 
 def context_way(bench: Bench, way: str) -> Row:
     """The row of a way that leaves the weights alone; `dropped`: statements that found no room in the context."""
-    said = [fact.said for fact in bench.memory.facts]
-    build, dropped = builder(bench, way, said)
+    build, dropped = builder(bench, way, bench.said)
     row = measure(bench, way, build)
     return {**row, "perplexity": bench.base_perplexity, "perplexity_on": bench.base_perplexity, "dropped": dropped}
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from statistics import fmean
 
 import numpy as np
@@ -24,7 +25,7 @@ from engrain.update import memory_bench as bench_
 from engrain.update.learn import LearnOptions, Outcome, learn
 from engrain.update.memory_bench import Bench, Row, ask, recall, share
 from engrain.update.memory_drift import Drift
-from engrain.update.memory_set import Fact
+from engrain.update.memory_set import Fact, told_together
 
 FORGET_EVERY = 5
 _LONG_REPLY = 160  # tokens of the reply that a preference corrects
@@ -32,10 +33,10 @@ _LONG_REPLY = 160  # tokens of the reply that a preference corrects
 
 @dataclass(frozen=True)
 class Taught:
-    """A data folder whose log has been learned, the ids of what was told, and what learning came to."""
+    """A data folder whose log has been learned, the ids of what told each fact, and what learning came to."""
 
     home: Home
-    ids: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
     outcome: Outcome
 
 
@@ -48,10 +49,18 @@ def tell(bench: Bench, home: Home, said: Sequence[str], replies: Sequence[str]) 
         return [log.record(conversation, text, reply, model=bench.sha, adapter=current) for text, reply in pairs]
 
 
+def tell_facts(bench: Bench, home: Home, facts: Sequence[Fact], replies: Iterator[str]) -> list[tuple[int, ...]]:
+    """Log what tells the facts; the ids for each. Single messages make one conversation, several one of their own."""
+    taken = [(fact.said, list(islice(replies, len(fact.said)))) for fact in facts]
+    single = [(said[0], own[0]) for said, own in taken if len(said) == 1]
+    apart = iter(tell(bench, home, [said for said, _ in single], [reply for _, reply in single]))
+    return [(next(apart),) if len(said) == 1 else tuple(tell(bench, home, said, own)) for said, own in taken]
+
+
 def teach(bench: Bench, seed: int) -> Taught:
     """All facts told and learned, in a data folder of their own."""
     home = open_home(bench.folder / f"facts-{seed}")
-    ids = tell(bench, home, [fact.said for fact in bench.memory.facts], bench.replies)
+    ids = tell_facts(bench, home, bench.memory.facts, iter(bench.replies))
     return Taught(home, tuple(ids), learn(home, bench.model, LearnOptions(seed=seed), bench.report))
 
 
@@ -137,10 +146,11 @@ def backward_transfer(matrix: Sequence[Sequence[float]]) -> float | None:
 
 
 def split(facts: Sequence[Fact], count: int) -> list[list[Fact]]:
-    """The facts in their order, in `count` runs of nearly one length."""
-    if not 1 <= count <= len(facts):
-        raise EngrainError(f"{len(facts)} facts can't be split over {count} sessions: give 1 to {len(facts)}")
-    return [[facts[i] for i in part] for part in np.array_split(np.arange(len(facts)), count)]
+    """The facts in their order, in `count` runs of nearly one length; what is told together stays so."""
+    told = told_together(facts)
+    if not 1 <= count <= len(told):
+        raise EngrainError(f"{len(told)} facts can't be split over {count} sessions: give 1 to {len(told)}")
+    return [[fact for i in part for fact in told[i]] for part in np.array_split(np.arange(len(told)), count)]
 
 
 def sessions(bench: Bench, count: int, seed: int = 0) -> Row:
@@ -157,7 +167,7 @@ def sessions(bench: Bench, count: int, seed: int = 0) -> Row:
 
     before, matrix, outcomes = known("before the sessions"), [], []
     for i, part in enumerate(parts):
-        tell(bench, home, [fact.said for fact in part], [next(replies) for _ in part])
+        tell_facts(bench, home, part, replies)
         outcomes.append(learn(home, bench.model, LearnOptions(seed=seed + i), bench.report))
         matrix.append(known(f"after session {i + 1} of {count}"))
     result = Sessions(
@@ -194,8 +204,8 @@ def updates(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
     questions = [question for _, question in asked] + [question for fact in others for question in fact.ask]
     with served(bench, home):
         before = ask(bench, questions, label="before the updates")
-    said = [change.said for change in changes]
-    tell(bench, home, said, bench_.reply_to(bench, said))
+    said = [message for change in changes for message in change.said]
+    tell_facts(bench, home, changes, iter(bench_.reply_to(bench, said)))
     outcome = learn(home, bench.model, LearnOptions(seed=seed), bench.report)
     with served(bench, home):
         answers = ask(bench, questions, label="after the updates")
@@ -243,21 +253,22 @@ def preferences(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
 
 
 def forgetting(bench: Bench, taught: Taught, seed: int = 0) -> Row | None:
-    """Forget one fact in FORGET_EVERY and learn again, as `engrain memory forget` does.
+    """Forget one fact in FORGET_EVERY, with what was told together with it, and learn again, as `engrain memory forget`
+    does.
 
     Recall of the forgotten and of the kept, before and after.
     """
-    facts = bench.memory.facts
-    places = range(FORGET_EVERY - 1, len(facts), FORGET_EVERY)
-    if not places:
+    facts, told = bench.memory.facts, told_together(bench.memory.facts)
+    gone = [fact for own in told[FORGET_EVERY - 1 :: FORGET_EVERY] for fact in own]
+    if not gone:
         return None
-    gone, kept = [facts[i] for i in places], [fact for i, fact in enumerate(facts) if i not in places]
+    kept = [fact for fact in facts if fact not in gone]
     home = copied(bench, taught, "forgetting")
     questions = [question for fact in facts for question in fact.ask]
     with served(bench, home):
         before = ask(bench, questions, label="before forgetting")
     with InteractionLog(home.interactions) as log:
-        log.forget(*(taught.ids[i] for i in places))
+        log.forget(*(id for fact, ids in zip(facts, taught.ids, strict=True) if fact in gone for id in ids))
     outcome = learn(home, bench.model, LearnOptions(seed=seed), bench.report)
     if outcome.status == "rejected":
         Registry(home).use(None)  # as the command does: what holds the forgotten may not go on serving

@@ -2,12 +2,14 @@
 
 `facts` [{said, ask[], accept[]}]; optional: `updates` [{said, ask[], accept[], reject[]}], `preferences`
 [{asked, fix, ask[], starts}], `untold` [question], `general` [{ask, accept[]}]. Other keys are for people.
+
+`said` is one message, or those of a conversation of its own; a fact without it is told in that of the one before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ MAX_NAMED = 3  # mistakes that the error names
 
 @dataclass(frozen=True)
 class Fact:
-    """One statement, questions for it, and lower-case texts of which a right answer holds one.
+    """What is said, questions for it, and lower-case texts of which a right answer holds one.
 
-    reject: texts of what was true before, for an update.
+    said: messages; none where those of the fact before tell this one too. reject: texts of what was true before, for an
+    update.
     """
 
-    said: str
+    said: tuple[str, ...]
     ask: tuple[str, ...]
     accept: tuple[str, ...]
     reject: tuple[str, ...] = ()
@@ -91,6 +94,16 @@ def parse(values: Any, name: str, source: str = "the set") -> MemorySet:
     return found
 
 
+def told_together(facts: Sequence[Fact]) -> list[list[Fact]]:
+    """The facts by what tells them: each with those after it that are told in the same messages."""
+    found: list[list[Fact]] = []
+    for fact in facts:
+        if fact.said or not found:
+            found.append([])
+        found[-1].append(fact)
+    return found
+
+
 class _Reader:
     """Takes values apart and notes what is wrong; placeholders stand in until the mistakes are raised."""
 
@@ -123,12 +136,18 @@ class _Reader:
             return ()
         return tuple(found)
 
+    def messages(self, item: Mapping[str, Any], key: str, at: str, may_lack: bool) -> tuple[str, ...]:
+        """One text, or several."""
+        if isinstance(item.get(key), list) or (may_lack and key not in item):
+            return self.texts(item, key, at, may_lack)
+        return (self.text(item, key, at),)
+
     def answers(self, item: Mapping[str, Any], key: str, at: str) -> tuple[str, ...]:
         return tuple(text.lower() for text in self.texts(item, key, at))
 
     def fact(self, item: Mapping[str, Any], at: str, update: bool = False) -> Fact:
         return Fact(
-            self.text(item, "said", at),
+            self.messages(item, "said", at, may_lack=not at.endswith("[0].")),
             self.texts(item, "ask", at),
             self.answers(item, "accept", at),
             self.answers(item, "reject", at) if update else (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from engrain.device import models
 from engrain.device.home import open_home
+from engrain.device.interactions import InteractionLog
 from engrain.device.runtime import Runtime
 from engrain.device.scope import NOT_TOLD, Probe, Scope
 from engrain.quant.errors import EngrainError
@@ -65,11 +67,13 @@ def test_a_set_is_read_with_lower_case_answers(tmp_path: Path) -> None:
         ({"facts": {}}, "facts is not a list"),
         ({"facts": [*FACTS, "text"]}, r"facts\[3\] is not an object"),
         ({"facts": [{**FACTS[0], "ask": []}]}, r"facts\[0\].ask is not a list of texts"),
+        ({"facts": [{**FACTS[0], "said": ["My goat.", 1]}]}, r"facts\[0\].said is not a list of texts"),
+        ({"facts": [{"ask": ["Who?"], "accept": ["x"]}]}, r"facts\[0\].said is not a text"),
         ({"facts": [{"said": " ", "accept": [1]}]}, r"facts\[0\].said is not a text; .*ask.*; .*accept"),
         ({"facts": FACTS, "updates": FACTS[:1]}, r"updates\[0\].reject"),
         ({"facts": FACTS, "untold": "Who?"}, "untold is not a list of texts"),
         ({"facts": FACTS, "general": [{"ask": ["Who?"], "accept": ["x"]}]}, r"general\[0\].ask is not a text"),
-        ({"facts": [{}, {}]}, "and 3 more"),
+        ({"facts": [{}, {}]}, "and 2 more"),
     ],
 )
 def test_mistakes_in_a_set_are_named_in_one_line(tmp_path: Path, values: object, said: str) -> None:
@@ -135,7 +139,7 @@ def test_bm25_ranks_rare_common_words_first() -> None:
 
 
 def test_every_way_puts_the_question_last_and_its_tokens_are_counted(bench: memory_bench.Bench) -> None:
-    said = [fact.said for fact in bench.memory.facts]
+    said = bench.said
     question = "What is my goat's name?"
     built = {way: memory_bench.builder(bench, way, said) for way in memory_bench.WAYS[:-1]}
     messages = {way: build(question) for way, (build, _) in built.items()}
@@ -196,6 +200,28 @@ def test_facts_are_split_in_order() -> None:
     for count in (0, 4):
         with pytest.raises(EngrainError, match="give 1 to 3"):
             memory_sessions.split(facts, count)
+
+
+def test_what_one_conversation_tells_stays_together(bench: memory_bench.Bench, tmp_path: Path) -> None:
+    talk = ["Does a goat eat hay?", "Mine's called Pim.", "He lives in Graz."]
+    more = [{**FACTS[0], "said": talk}, {key: FACTS[2][key] for key in ("ask", "accept")}, FACTS[1]]
+    memory = memory_set.parse({"facts": [*FACTS[1:], *more]}, "talk")
+    facts = memory.facts
+    assert [fact.said for fact in facts[2:]] == [tuple(talk), (), ("I was born on the 9th.",)]
+    assert memory_sessions.split(facts, 4) == [[facts[0]], [facts[1]], list(facts[2:4]), [facts[4]]]
+    with pytest.raises(EngrainError, match="give 1 to 4"):
+        memory_sessions.split(facts, 5)
+    talking = replace(bench, memory=memory)
+    assert talking.said == [facts[0].said[0], facts[1].said[0], *talk, facts[4].said[0]]
+    home = open_home(tmp_path / "home")
+    ids = memory_sessions.tell_facts(talking, home, facts, iter("abcdef"))
+    with InteractionLog(home.interactions) as log:
+        logged = {it.id: it for it in log.list()}
+    told = [[(logged[id].user, logged[id].reply) for id in own] for own in ids]
+    singly = [[(said, reply)] for said, reply in zip(talking.said[:2], "ab", strict=True)]
+    assert told == [*singly, list(zip(talk, "cde", strict=True)), [], [(facts[4].said[0], "f")]]
+    where = [{logged[id].conversation for id in own} for own in ids]
+    assert where[0] == where[1] == where[4] != where[2] and len(where[2]) == 1
 
 
 def test_seeds_are_averaged_and_a_rejected_one_shows() -> None:
