@@ -125,7 +125,7 @@ class Scope:
             raise ValueError(f"{SCOPE} doesn't hold a scope")
         if any(each is not None and (each.ndim != 1 or each.dtype != np.uint64) for each in prints.values()):
             raise ValueError(f"{SCOPE} doesn't hold a scope")
-        return Scope(facts, manner, formed="formed" in tensors, hubness=_hubness(tensors), **prints)
+        return Scope(facts, manner, formed="formed" in tensors, hubness=_checked_hubness(tensors), **prints)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +238,7 @@ def _probe(tensors: dict[str, np.ndarray], prefix: str) -> Probe | None:
     return Probe(weight, float(bias[0]))
 
 
-def _hubness(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+def _checked_hubness(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
     found = tensors.get(_HUBNESS)
     if found is None:
         return None

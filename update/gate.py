@@ -17,6 +17,7 @@ from engrain.update.study import Fact, Lesson
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
+PROBE_TOKENS = 24  # of a free answer to a probe; what is remembered comes whole
 MIN_RECALL = 0.5
 MAX_LOST = 0.2  # of the old questions answered before; one of them at least
 MAX_GONE = 40  # questions about what was forgotten
@@ -50,7 +51,7 @@ class Checks:
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 24) -> list[str]:
+def answers(runtime: Runtime, questions: Sequence[str], max_tokens: int = 40) -> list[str]:
     """Greedy answers, each in a fresh conversation."""
     return answering.answers(runtime, [[{"role": "user", "content": q}] for q in questions], max_tokens)
 
@@ -60,7 +61,7 @@ def is_right(probe: Probe, answer: str) -> bool:
 
 
 def ask(runtime: Runtime, probes: Sequence[Probe]) -> list[str]:
-    return answers(runtime, [p.question for p in probes])
+    return answers(runtime, [p.question for p in probes], PROBE_TOKENS)
 
 
 def recall(probes: Sequence[Probe], found: Sequence[str]) -> float:

@@ -40,9 +40,11 @@ class Taught:
     outcome: Outcome
 
 
-def tell(bench: Bench, home: Home, said: Sequence[str], replies: Sequence[str]) -> list[int]:
-    """Log what was said in one conversation, as chat does; the ids."""
-    conversation = uuid.uuid4().hex
+def tell(
+    bench: Bench, home: Home, said: Sequence[str], replies: Sequence[str], conversation: str | None = None
+) -> list[int]:
+    """Log what was said in one conversation, a new one unless it is named, as chat does; the ids."""
+    conversation = conversation or uuid.uuid4().hex
     current = Registry(home).current_name()
     with InteractionLog(home.interactions) as log:
         pairs = zip(said, replies, strict=True)
@@ -51,10 +53,12 @@ def tell(bench: Bench, home: Home, said: Sequence[str], replies: Sequence[str]) 
 
 def tell_facts(bench: Bench, home: Home, facts: Sequence[Fact], replies: Iterator[str]) -> list[tuple[int, ...]]:
     """Log what tells the facts; the ids for each. Single messages make one conversation, several one of their own."""
-    taken = [(fact.said, list(islice(replies, len(fact.said)))) for fact in facts]
-    single = [(said[0], own[0]) for said, own in taken if len(said) == 1]
-    apart = iter(tell(bench, home, [said for said, _ in single], [reply for _, reply in single]))
-    return [(next(apart),) if len(said) == 1 else tuple(tell(bench, home, said, own)) for said, own in taken]
+    together = uuid.uuid4().hex
+    found = []
+    for fact in facts:
+        own = list(islice(replies, len(fact.said)))
+        found.append(tuple(tell(bench, home, fact.said, own, together if len(own) == 1 else None)))
+    return found
 
 
 def teach(bench: Bench, seed: int) -> Taught:
