@@ -20,7 +20,8 @@ from engrain.device.sampling import NotANumber
 
 MayBegin = Callable[[Sequence[int]], bool]
 
-MOST = 16  # replies to a prompt
+MOST = 16  # beginnings of replies that are followed at once
+FEW = 3  # those that are followed first: mostly one of them is the right one's
 ROOM = 640  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
 WITHIN, LEAST = 6.0, -12.0  # nats of the likeliest, and at all
 FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
@@ -54,6 +55,7 @@ class _Search:
     live: list[_Beam]
     room: int  # tokens
     may_begin: MayBegin | None
+    most: int  # beginnings that are followed at once
     ended: list[Said] = field(default_factory=list)
 
     def advance(self, logits: Sequence[np.ndarray], ends: Callable[[int], bool]) -> list[list[Said]]:
@@ -64,7 +66,7 @@ class _Search:
         within, least = (FREE_WITHIN, FREE_LEAST) if self.may_begin is None else (WITHIN, LEAST)
         bound = max(best - within - SLACK, likeliest - within, least)
         onward: list[list[Said]] = [[] for _ in self.live]
-        for p, token, i in sorted(ways, reverse=True)[:MOST]:
+        for p, token, i in sorted(ways, reverse=True)[: self.most]:
             tokens = self.live[i].said.tokens
             if p < bound:
                 break
@@ -84,7 +86,7 @@ class _Search:
             raise NotANumber
         own = logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
         if self.may_begin is None:
-            return [(said.log_probability + float(own[t]), int(t)) for t in np.argsort(-own)[:MOST]]
+            return [(said.log_probability + float(own[t]), int(t)) for t in np.argsort(-own)[: self.most]]
         look = np.flatnonzero(own > LEAST - said.log_probability)
         if len(look) > _LOOK:
             look = look[np.argpartition(-own[look], _LOOK)[:_LOOK]]
@@ -103,19 +105,21 @@ def recall(
     n_ctx: int,
     ends: Callable[[int], bool],
     may_begin: MayBegin | None = None,
+    most: int = MOST,
 ) -> list[list[Said]]:
     """For each prompt (token ids, none empty) the replies that end, likeliest first.
 
-    `width` prompts at a time. The context is empty at the start, has MOST · width + 1 sequences and, for each, room for
+    `width` prompts at a time. The context is empty at the start, has most · width + 1 sequences and, for each, room for
     a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included. may_begin: whether
-    a reply may begin with some tokens; any may without it.
+    a reply may begin with some tokens; any may without it. most: beginnings that
+    are followed at once.
     """
     found: list[list[Said]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)
     if shared:
         step(context, [(PREFIX, 0, list(prompts[0][:shared]))])
     waiting = deque(range(len(prompts)))
-    free = list(range(MOST * width, 0, -1))
+    free = list(range(most * width, 0, -1))
     searches: list[_Search] = []
     while waiting or searches:
         while waiting and len(searches) < width:
@@ -123,7 +127,7 @@ def recall(
             if shared:
                 context.copy(PREFIX, sequence)
             root = _Beam(sequence, shared, list(prompts[index][shared:]), Said((), 0.0))
-            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index])), may_begin))
+            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index])), may_begin, most))
         beams = [beam for search in searches for beam in search.live]
         logits = iter(step(context, [(beam.sequence, beam.length, beam.pending) for beam in beams]))
         for search in searches:

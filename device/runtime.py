@@ -219,8 +219,11 @@ class Runtime:
                 ends=self.is_end,
             )
 
-    def recall(self, prompts: Sequence[Sequence[int]]) -> list[list[Said]]:
-        """All replies of the attached adapter to each prompt (token ids) that are likely enough, likeliest first."""
+    def recall(self, prompts: Sequence[Sequence[int]], most: int = MOST) -> list[list[Said]]:
+        """Replies of the attached adapter to each prompt (token ids) that are likely enough, likeliest first.
+
+        most: beginnings of replies that are followed at once.
+        """
         for prompt in prompts:
             self._check_fits(prompt)
         if not prompts:
@@ -228,10 +231,16 @@ class Runtime:
         shared = batching.shared_prefix(prompts)
         room = max(map(len, prompts)) - shared + ROOM
         width = max(1, min(_WIDTH, len(prompts), (_BATCH_CELLS - shared) // room))
-        with self._context(shared + width * room, MOST * width + 1, adapted=True) as context:
+        with self._context(shared + width * room, most * width + 1, adapted=True) as context:
             return recall(
-                context, prompts, width=width, n_ctx=self.n_ctx, ends=self.is_end, may_begin=self._may_begin
-            )  # fmt: skip
+                context,
+                prompts,
+                width=width,
+                n_ctx=self.n_ctx,
+                ends=self.is_end,
+                may_begin=self._may_begin,
+                most=most,
+            )
 
     def may_begin(self, tokens: Sequence[int]) -> bool:
         """Whether a reply that the attached adapter remembers begins with these tokens; False if that isn't known."""

@@ -33,7 +33,7 @@ PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to ans
 DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
 MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
-FIRST, CLEAR = 3, 4.0  # replies that are weighed first, and the nats beyond enough from which no others are
+FIRST, CLEAR = 2, 4.0  # replies that are weighed first, and the nats beyond enough from which no others are
 OPENING = 3  # words by which a reply is known that goes on to what is remembered
 _PRINTS = ("taught", "beginnings", "openings")  # a scope's fingerprints
 _HUBNESS = "hubness"
@@ -157,6 +157,17 @@ class Coverage:
         """Whether the adapter goes on as it likes where nothing is remembered, rather than the base model."""
         return self.inside and (not self.checked or (self.formed and self.facts < PERSONAL))
 
+    def clear(
+        self,
+        replies: Mapping[str, float],
+        bearings: Callable[[Sequence[str]], np.ndarray],
+        enough: float = ENOUGH,
+        recalled: float = 1.0,
+    ) -> str | None:
+        """The best of the likeliest replies, where it clearly counts: then `settle` needs no others. As there."""
+        said, score = self._best(self._taught(replies)[:FIRST], replies, bearings, recalled)
+        return said if score >= enough + self.short + CLEAR else None
+
     def settle(
         self,
         replies: Mapping[str, float],
@@ -170,25 +181,40 @@ class Coverage:
         weighed. enough: what the sum must reach, less a reply's hubness. All in nats. Where one of the likeliest
         clearly counts, the others aren't weighed.
         """
-        assert self.taught is not None
-        least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf  # in doubt, what it would rather say
-        likeliest = sorted(replies.items(), key=lambda reply: -reply[1])
-        own = [
-            r
-            for r, sure in likeliest
-            if r != NOT_TOLD and sure > least and np.isin(fingerprints([r]), self.taught).all()
-        ]
-        said, score = None, -math.inf
-        for some in (own[:FIRST], own[FIRST:]):
-            if some and score < enough + self.short + CLEAR:
-                scores = recalled * np.array([replies[reply] for reply in some]) + bearings(some) - self._hubness(some)
-                if scores.max() > score:
-                    said, score = some[int(scores.argmax())], float(scores.max())
+        own = self._taught(replies)
+        said, score = self._best(own[:FIRST], replies, bearings, recalled)
+        if score < enough + self.short + CLEAR:
+            other = self._best(own[FIRST:], replies, bearings, recalled)
+            said, score = other if other[1] > score else (said, score)
         if score >= enough + self.short:
             return said
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
         return NOT_TOLD if self.facts > DEEP and moved and asks else None
+
+    def _taught(self, replies: Mapping[str, float]) -> list[str]:
+        """Those about what was told, likeliest first; in doubt only what is likelier than that it wasn't told."""
+        assert self.taught is not None
+        least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf
+        likeliest = sorted(replies.items(), key=lambda reply: -reply[1])
+        return [
+            r
+            for r, sure in likeliest
+            if r != NOT_TOLD and sure > least and np.isin(fingerprints([r]), self.taught).all()
+        ]
+
+    def _best(
+        self,
+        some: Sequence[str],
+        replies: Mapping[str, float],
+        bearings: Callable[[Sequence[str]], np.ndarray],
+        recalled: float,
+    ) -> tuple[str | None, float]:
+        """The best of some replies, and by how much it speaks for itself, nats."""
+        if not some:
+            return None, -math.inf
+        scores = recalled * np.array([replies[reply] for reply in some]) + bearings(some) - self._hubness(some)
+        return some[int(scores.argmax())], float(scores.max())
 
     def _hubness(self, replies: Sequence[str]) -> np.ndarray:
         """Of taught replies, nats."""

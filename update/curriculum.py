@@ -7,8 +7,8 @@ lesson comes from, and `probes.jsonl`, the questions kept out of training, which
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from engrain.device.registry import Version
     from engrain.device.runtime import Runtime
 
-REPLAY, REPLAY_WEAK = 4, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
-REPLAY_FORM = 2  # for each of those: how many lessons of a form
+REPLAY, REPLAY_WEAK = 3, 10  # questions an epoch of an old fact; of one that the current adapter no longer answers
+REPLAY_FEEDBACK, REPLAY_FORM = 4, 8  # lessons of a correction or a rating; of a form
 CONTRAST = 1 / 16  # never-told questions for each lesson
 EPOCHS = 3  # over which training deals out contrast, replay and spare questions, other ones in each
 MAX_PROBES, MAX_OLD_PROBES, UNTOLD_PROBES = 16, 12, 6
@@ -41,12 +41,16 @@ MAX_OLD_NEAR = 16  # old facts near which new never-told questions are looked fo
 
 @dataclass(frozen=True)
 class Probe:
-    """A question that was kept out of training, the words of which a right answer holds one, and whence they come."""
+    """A question that was kept out of training, the words of which a right answer holds one, and whence they come.
+
+    said: what the adapter that it lies beside answered; None where it wasn't asked.
+    """
 
     question: str
     expects: tuple[str, ...]
     source: tuple[int, ...] = ()
     answer: str = ""
+    said: str | None = field(default=None, compare=False)
 
 
 Row = TypeVar("Row", Lesson, Probe)
@@ -92,9 +96,10 @@ class Curriculum:
         """Whether replies to messages of any kind are to change."""
         return any(lesson.kind == "form" for lesson in self.in_scope())
 
-    def files(self) -> dict[str, bytes]:
-        """What is kept beside the adapter, by name."""
-        probes = dict.fromkeys((*self.past.probes, *self.probes))
+    def files(self, answers: Mapping[str, str]) -> dict[str, bytes]:
+        """What is kept beside the adapter, by name. answers: its own, by the question."""
+        every = dict.fromkeys((*self.past.probes, *self.probes))
+        probes = [replace(probe, said=answers.get(probe.question)) for probe in every]
         taught = (lesson for lesson in self.lessons if lesson.source and lesson.kind != "replay")
         return {LESSONS: _rows(dict.fromkeys((*self.past.lessons, *taught))), PROBES: _rows(probes)}
 
@@ -178,7 +183,7 @@ def replay(past: Sequence[Lesson], weak: Collection[str], seed: int) -> list[Les
         lesson = past[i]
         own = taken.setdefault(lesson.source if lesson.kind == "form" else lesson.answer, [])
         each = REPLAY_WEAK if lesson.answer in weak else REPLAY
-        if len(own) < each * {"fact": EPOCHS, "form": REPLAY_FORM}.get(lesson.kind, 1):
+        if len(own) < {"fact": EPOCHS * each, "form": REPLAY_FORM}.get(lesson.kind, REPLAY_FEEDBACK):
             own.append(lesson)
     return [
         replace(lesson, kind="replay") if lesson.kind == "fact" else lesson for own in taken.values() for lesson in own

@@ -31,9 +31,14 @@ class Exam:
         self.old = [old[i] for i in order]
         self._runtime = runtime
 
-    def ask_old(self) -> list[str]:
-        """The attached adapter's answers to questions from earlier updates."""
-        return gate.ask(self._runtime, self.old)
+    def ask_old(self, anew: bool) -> list[str]:
+        """The attached adapter's answers to questions from earlier updates.
+
+        anew: not those that are kept beside it from when it was checked, which it would give again.
+        """
+        said = [None if anew or not isinstance(probe.said, str) else probe.said for probe in self.old]
+        asked = iter(gate.ask(self._runtime, [p for p, text in zip(self.old, said, strict=True) if text is None]))
+        return [next(asked) if text is None else text for text in said]
 
     def without(self, answers: Collection[str], known: Sequence[str]) -> tuple[Exam, list[str]]:
         """The exam without old probes of these answers, and the given answers to what is left."""

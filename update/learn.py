@@ -240,7 +240,7 @@ def _study(
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
     with attached(runtime, job.registry, job.warm):
-        known = exam.ask_old()
+        known = exam.ask_old(anew=job.warm is None)
     neutral = _neutral(job, runtime, decoder) if job.corrects else []  # for forms alone
     curriculum = prepare(
         runtime, decoder, tutor, reader, job.fresh, job.since, job.past, exam.missed(known), neutral,
@@ -323,7 +323,7 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
     adapter = replace(adapter, alpha=checked.strength * adapter.alpha, metadata=metadata)
     title = f"What {job.model.name} learned"
     files = {
-        **curriculum.files(),
+        **curriculum.files({each.question: each.after for each in checked.asked}),
         **({SCOPE: scope.to_bytes()} if scope else {}),
         page.REPORT: page.render(title, learned, checked.asked, checked.checks, trained.steps),
     }

@@ -102,6 +102,17 @@ def test_only_what_was_taught_is_followed(width: int) -> None:
             assert {said.tokens: said.log_probability for said in own} == pytest.approx(likely)
 
 
+def test_a_few_are_the_likeliest_of_all_that_a_wider_search_finds_or_less() -> None:
+    toy = Toy(3)
+    for prompt in ((1,), (2, 3), (4,)):
+        wide, few = (
+            recall(toy, [prompt], width=1, n_ctx=100, ends=lambda token: token == END, most=most)[0] for most in (16, 4)
+        )
+        known = {said.tokens: said.log_probability for said in wide}
+        assert few and few[0].log_probability == pytest.approx(wide[0].log_probability)
+        assert all(known.get(said.tokens, -np.inf) == pytest.approx(said.log_probability) for said in few)
+
+
 def test_what_does_not_end_in_time_is_given_up() -> None:
     toy = Toy(1)
     found = recall(toy, [(1, 2)], width=1, n_ctx=4, ends=lambda token: token == END)[0]

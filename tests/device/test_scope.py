@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from engrain.device import answering
 from engrain.device.answering import answers, is_adapters, respond
 from engrain.device.bearing import BACK, BACKGROUND, FORTH, answer_prompt_of, bearings, prompt_of
 from engrain.device.chat import Conversation
-from engrain.device.recall import Said
+from engrain.device.recall import FEW, MOST, Said
 from engrain.device.runtime import Runtime
 from engrain.device.sampling import Sampler
 from engrain.device.scope import (
@@ -251,9 +252,33 @@ def test_where_one_of_the_likeliest_clearly_counts_the_others_are_not_weighed() 
         return asked.settle(dict(reversed(sure.items())), bearings), weighed
 
     clear = ENOUGH + CLEAR + 2.0  # of the second
+    for nats, said in ((clear, replies[1]), (clear - 0.1, None)):
+        assert asked.clear(sure, lambda some, nats=nats: np.array([0.0, nats])) == said
     assert settled(0.0, clear, 0.0, *[99.0] * 4) == (replies[1], replies[:FIRST])
     assert settled(0.0, clear - 0.1, 0.0, 0.0, 99.0, 0.0, 0.0) == (replies[4], replies)
     assert settled(0.0, clear - 0.1, *[0.0] * 5) == (replies[1], replies)
+
+
+def test_more_replies_are_looked_for_only_where_none_of_a_few_clearly_counts(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    found = {FEW: [GOAT], MOST: [GOAT, HORSE]}
+    nats = {GOAT: 0.0, HORSE: 0.0}
+
+    def recall(prompts: Sequence[Sequence[int]], most: int = MOST) -> list[list[Said]]:
+        asked.append((most, len(prompts)))
+        return [[Said(tuple(runtime.tokenize(text)), -1.0) for text in found[most]] for _ in prompts]
+
+    monkeypatch.setattr(runtime, "recall", recall)
+    monkeypatch.setattr(answering, "_bearings", lambda runtime, question, some: np.array([nats[s] for s in some]))
+    monkeypatch.setattr(runtime, "covers", lambda message: coverage(DEEP + 1))
+    question: list[Message] = [{"role": "user", "content": INSIDE}]
+    for sure, said, times in ((CLEAR, GOAT, [(FEW, 2)]), (CLEAR - 0.1, HORSE, [(FEW, 2), (MOST, 2)])):
+        nats |= {GOAT: ENOUGH + 1.0 + sure, HORSE: ENOUGH + 1.0 + sure + 1.0}
+        assert answers(runtime, [question] * 2, 8) == [said] * 2
+        assert [each for each in asked if each[1]] == times
+        asked.clear()
 
 
 def test_a_reply_that_seems_to_answer_anything_is_believed_less() -> None:
@@ -379,7 +404,7 @@ def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path, mo
 
     def recalled(text: str, nats: float) -> None:
         said = Said(tuple(runtime.tokenize(text)), nats)
-        monkeypatch.setattr(runtime, "recall", lambda prompts: [[said]] * len(prompts))
+        monkeypatch.setattr(runtime, "recall", lambda prompts, most=MOST: [[said]] * len(prompts))
 
     for probe, expected in ((facts, NOT_TOLD), (near, bare.strip())):
         runtime.attach(lora, scope=Scope(probe, taught=fingerprints([GOAT])))
@@ -395,7 +420,8 @@ def test_memory_is_asked_with_the_last_exchange(runtime: Runtime, monkeypatch: p
     system: Message = {"role": "system", "content": "Be brief."}
     talk: list[Message] = [{"role": ("user", "assistant")[i % 2], "content": f"the {i}"} for i in range(7)]
     asked: list[list[list[int]]] = []
-    monkeypatch.setattr(runtime, "recall", lambda prompts: asked.append(prompts) or [[]])
+    monkeypatch.setattr(runtime, "recall", lambda prompts, most=MOST: asked.append(prompts) or [[]])
     for messages, expected in (([system, *talk], [system, *talk[-3:]]), (talk, talk[-3:]), (talk[:1], talk[:1])):
         list(respond(runtime, messages, coverage(DEEP + 1), max_tokens=2))
-        assert asked.pop() == [runtime.prompt_tokens(expected)]
+        few, all_ = asked.pop(), asked.pop()
+        assert few == all_ == [runtime.prompt_tokens(expected)] and not asked

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from engrain.device.interactions import Interaction
+from engrain.device.registry import Version
 from engrain.device.runtime import Runtime
 from engrain.update import gate
-from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Past, Probe, replay
+from engrain.update.curriculum import EPOCHS, REPLAY, REPLAY_WEAK, Curriculum, Past, Probe, replay, taught_before
+from engrain.update.exam import Exam
 from engrain.update.gate import came_back
 from engrain.update.reader import Reader
 from engrain.update.study import ASKED, OFTEN, Fact, Lesson, answered, spread, to_examples
@@ -263,3 +265,24 @@ def test_questions_are_dealt_out_beyond_the_first(tiny: Path) -> None:
     with Runtime.load(tiny) as runtime:
         kinds = Counter(example.kind for example in to_examples(runtime, [*lessons, Lesson("Tea?", TEA, "liked")]))
     assert kinds == {"fact": OFTEN + 2, "spare": ASKED - OFTEN, "liked": 1}  # the last two are an old fact's
+
+
+def test_what_an_adapter_answered_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    car, tea, hat = (Probe(f"{word}?", (word,), (i,), word) for i, word in enumerate(("car", "tea", "hat")))
+    before = Curriculum([], [], [hat], [], Past(probes=(replace(car, said="What I said long ago."), tea)))
+    for name, content in before.files({"car?": "A car.", "hat?": "No."}).items():
+        (tmp_path / name).write_bytes(content)
+    parent = Version("v1", tmp_path)
+    past = taught_before(parent, {0, 1, 2})
+    assert {probe: probe.said for probe in past.probes} == {car: "A car.", tea: None, hat: "No."}
+    asked: list[str] = []
+
+    def ask(_: Runtime, probes: Sequence[Probe]) -> list[str]:
+        asked.extend(probe.question for probe in probes)
+        return [f"now {probe.question}" for probe in probes]
+
+    monkeypatch.setattr(gate, "ask", ask)
+    exam = Exam(cast(Runtime, None), past.probes, 0)
+    known = {car: "A car.", tea: "now tea?", hat: "No."}
+    assert exam.ask_old(anew=False) == [known[probe] for probe in exam.old] and asked == ["tea?"]
+    assert exam.ask_old(anew=True) == [f"now {probe.question}" for probe in exam.old]
