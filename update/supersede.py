@@ -157,6 +157,9 @@ def _decided(
     ended = [doubt for doubt, _ in over]
     found: dict[tuple[str, tuple[int, ...]], tuple[Fact | None, float]] = {}
     for (doubt, new), read, same in zip(over, _read_after(reader, ended), _renewed(reader, ended), strict=True):
+        # "It isn't on the 3rd." answers the old one's questions, and takes no place of its.
+        if new[0] and _is_stale(new[0].said, doubt):
+            new = None, -math.inf
         fact, sure = better(doubt, [*read, *same], (*doubt.source, doubt.id), new)
         old = (doubt.said, doubt.source)
         if old not in found or sure > found[old][1] - MUCH:
@@ -180,8 +183,19 @@ def _is_news(statement: str, doubt: _Doubt) -> bool:
     words that no question gives away.
     """
     said, before = wording.stems(statement), wording.stems(doubt.said)
-    value = before.difference(*map(wording.stems, doubt.asked)) | {s for s in _value(doubt) if wording.has_digit(s)}
-    return bool(said - before) and not said & (value - wording.stems(doubt.piece))
+    value = before.difference(*map(wording.stems, doubt.asked)) | _numbers(_value(doubt))
+    return bool(said - before) and not said & (value - wording.stems(doubt.piece)) and not _is_stale(statement, doubt)
+
+
+def _is_stale(statement: str, doubt: _Doubt) -> bool:
+    """Whether it repeats an old statement's number without the message's new one."""
+    said, before = wording.stems(statement), wording.stems(doubt.said)
+    new = _numbers(wording.stems(doubt.piece)) - before
+    return bool(new and _numbers(said) & before and not said & new)
+
+
+def _numbers(stems: Iterable[str]) -> set[str]:
+    return set(filter(wording.has_digit, stems))
 
 
 def _value(doubt: _Doubt) -> set[str]:

@@ -20,7 +20,7 @@ from engrain.update.exam import Exam
 from engrain.update.gate import came_back
 from engrain.update.reader import Reader
 from engrain.update.study import ASKED, OFTEN, Fact, Lesson, answered, spread, to_examples
-from engrain.update.supersede import restated, standing, superseded, with_new_value
+from engrain.update.supersede import _Doubt, _is_news, restated, standing, superseded, with_new_value
 from engrain.update.tutor import Tutor
 
 CAR, TEA = "You drive a yellow Dyane.", "Your tea is green."
@@ -286,3 +286,17 @@ def test_what_an_adapter_answered_is_not_asked_again(tmp_path: Path, monkeypatch
     known = {car: "A car.", tea: "now tea?", hat: "No."}
     assert exam.ask_old(anew=False) == [known[probe] for probe in exam.old] and asked == ["tea?"]
     assert exam.ask_old(anew=True) == [f"now {probe.question}" for probe in exam.old]
+
+
+@pytest.mark.parametrize(
+    ("statement", "piece", "news"),
+    [
+        ("The fair was on 3 May by mistake.", "The fair was on 3 May by mistake, it's on 19 May.", False),
+        ("The fair is on 19 May.", "The fair was on 3 May by mistake, it's on 19 May.", True),
+        ("The fair moved from 3 May to 19 May.", "The fair moved from 3 May to 19 May.", True),
+        ("The fair on 3 May is in Ghent.", "The fair on 3 May is in Ghent.", True),
+    ],
+)
+def test_an_old_number_that_is_repeated_without_the_new_one_is_no_news(statement: str, piece: str, news: bool) -> None:
+    doubt = _Doubt("The fair is on 3 May.", (1,), ["When is the fair?", "Which day is the fair?"], 2, piece, -6.0)
+    assert _is_news(statement, doubt) == news
