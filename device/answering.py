@@ -129,22 +129,34 @@ def _remembered(
     asked = [runtime.prompt_tokens(_recent(messages)) for messages in prompts]
     if runtime.has_tutor:
         enough, recalled = tutor.ENOUGH, tutor.RECALLED
-        weighed: list[Bearings] = [tutor.Bearing(runtime, each.message) for each in covered]
+        weighed = [_once(tutor.Bearing(runtime, each.message)) for each in covered]
     else:
         enough, recalled = ENOUGH, 1.0
-        weighed = [partial(_bearings, runtime, each.message) for each in covered]
+        weighed = [_once(partial(_bearings, runtime, each.message)) for each in covered]
 
     def found(replies: Sequence[Said]) -> dict[str, float]:
         return {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
 
     said = [
-        each.clear(found(few), bearings, enough, recalled)
+        each.settle(found(few), bearings, enough, recalled, clearly=True)
         for each, few, bearings in zip(covered, runtime.recall(asked, FEW), weighed, strict=True)
     ]
     left = [i for i, reply in enumerate(said) if reply is None]
     for i, replies in zip(left, runtime.recall([asked[i] for i in left]), strict=True):
         said[i] = covered[i].settle(found(replies), weighed[i], enough, recalled)
     return said
+
+
+def _once(bearings: Bearings) -> Bearings:
+    """Each statement weighed once: those of the first few replies come again among all."""
+    known: dict[str, float] = {}
+
+    def weigh(statements: Sequence[str]) -> np.ndarray:
+        if new := [each for each in dict.fromkeys(statements) if each not in known]:
+            known.update(zip(new, bearings(new).tolist(), strict=True))
+        return np.array([known[each] for each in statements])
+
+    return weigh
 
 
 def _bearings(runtime: Runtime, question: str, statements: Sequence[str]) -> np.ndarray:

@@ -111,8 +111,7 @@ def recall(
 
     `width` prompts at a time. The context is empty at the start, has most · width + 1 sequences and, for each, room for
     a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included. may_begin: whether
-    a reply may begin with some tokens; any may without it. most: beginnings that
-    are followed at once.
+    a reply may begin with some tokens; any may without it. most: beginnings that are followed at once.
     """
     found: list[list[Said]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)

@@ -157,35 +157,27 @@ class Coverage:
         """Whether the adapter goes on as it likes where nothing is remembered, rather than the base model."""
         return self.inside and (not self.checked or (self.formed and self.facts < PERSONAL))
 
-    def clear(
-        self,
-        replies: Mapping[str, float],
-        bearings: Callable[[Sequence[str]], np.ndarray],
-        enough: float = ENOUGH,
-        recalled: float = 1.0,
-    ) -> str | None:
-        """The best of the likeliest replies, where it clearly counts: then `settle` needs no others. As there."""
-        said, score = self._best(self._taught(replies)[:FIRST], replies, bearings, recalled)
-        return said if score >= enough + self.short + CLEAR else None
-
     def settle(
         self,
         replies: Mapping[str, float],
         bearings: Callable[[Sequence[str]], np.ndarray],
         enough: float = ENOUGH,
         recalled: float = 1.0,
+        clearly: bool = False,
     ) -> str | None:
         """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
         replies: with their log-probabilities, each of which counts `recalled`. bearings: of replies on the question,
         weighed. enough: what the sum must reach, less a reply's hubness. All in nats. Where one of the likeliest
-        clearly counts, the others aren't weighed.
+        clearly counts, the others aren't weighed. clearly: None unless one of these does.
         """
         own = self._taught(replies)
         said, score = self._best(own[:FIRST], replies, bearings, recalled)
-        if score < enough + self.short + CLEAR:
-            other = self._best(own[FIRST:], replies, bearings, recalled)
-            said, score = other if other[1] > score else (said, score)
+        clear = score >= enough + self.short + CLEAR
+        if clear or clearly:
+            return said if clear else None
+        other = self._best(own[FIRST:], replies, bearings, recalled)
+        said, score = other if other[1] > score else (said, score)
         if score >= enough + self.short:
             return said
         asks = any(mark in self.message for mark in _QUESTION)

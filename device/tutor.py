@@ -64,15 +64,9 @@ class Bearing:
         self._asked, self._verdict = runtime.tokenize(f" {question}"), runtime.tokenize(VERDICT)
         self._choices = [runtime.tokenize(word)[0] for word in (YES, NO)]
         self._usual: float | None = None  # log p(q | s) over statements about other things
-        self._known: dict[str, float] = {}
 
     def __call__(self, statements: Sequence[str]) -> np.ndarray:
         """(statements,) nats; zeros for a question longer than a page or two."""
-        if new := [each for each in dict.fromkeys(statements) if each not in self._known]:
-            self._known.update(zip(new, self._weighed(new).tolist(), strict=True))
-        return np.array([self._known[each] for each in statements])
-
-    def _weighed(self, statements: Sequence[str]) -> np.ndarray:
         others = () if self._usual is not None else BACKGROUND
         prompts = [self._runtime.tokenize(asked_prompt(s)) for s in (*statements, *others)]
         likelihoods, odds = self._runtime.weigh(prompts, [*self._asked, *self._verdict], self._choices)

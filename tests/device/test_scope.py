@@ -253,7 +253,7 @@ def test_where_one_of_the_likeliest_clearly_counts_the_others_are_not_weighed() 
 
     clear = ENOUGH + CLEAR + 2.0  # of the second
     for nats, said in ((clear, replies[1]), (clear - 0.1, None)):
-        assert asked.clear(sure, lambda some, nats=nats: np.array([0.0, nats])) == said
+        assert asked.settle(sure, lambda some, nats=nats: np.array([0.0, nats]), clearly=True) == said
     assert settled(0.0, clear, 0.0, *[99.0] * 4) == (replies[1], replies[:FIRST])
     assert settled(0.0, clear - 0.1, 0.0, 0.0, 99.0, 0.0, 0.0) == (replies[4], replies)
     assert settled(0.0, clear - 0.1, *[0.0] * 5) == (replies[1], replies)
