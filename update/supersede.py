@@ -147,16 +147,22 @@ def _decided(
         other = _best(tutor, news, doubt.asked)
         return other if other[1] > max(than[1], 0.0) else than
 
-    over = []
+    likely = []
     for doubt in sorted(doubts, key=lambda each: each.id):
         said = filter(wording.is_statement, wording.sentences(doubt.piece))
         new = better(doubt, said, (doubt.id,), _best(tutor, told[doubt.id], doubt.asked))
-        if doubt.odds - _weight(new[1]) < ENDED:
-            over.append((doubt, new))
-    # Only now: what borrows the old statement's words would answer its questions in any case.
-    ended = [doubt for doubt, _ in over]
+        if doubt.odds - max(0.0, _weight(new[1])) < ENDED:
+            likely.append((doubt, new))
+    # Only now: what borrows the old statement's words would answer its questions in any case. But where it is told,
+    # what was misread speaks against nothing: "My locker moved to number 204." for "it is number 204 now".
+    renewed = _renewed(reader, [doubt for doubt, _ in likely])
+    over = [
+        (doubt, new, same)
+        for (doubt, new), same in zip(likely, renewed, strict=True)
+        if same or doubt.odds - _weight(new[1]) < ENDED
+    ]
     found: dict[tuple[str, tuple[int, ...]], tuple[Fact | None, float]] = {}
-    for (doubt, new), read, same in zip(over, _read_after(reader, ended), _renewed(reader, ended), strict=True):
+    for (doubt, new, same), read in zip(over, _read_after(reader, [doubt for doubt, *_ in over]), strict=True):
         # "It isn't on the 3rd." answers the old one's questions, and takes no place of its.
         if new[0] and _is_stale(new[0].said, doubt):
             new = None, -math.inf

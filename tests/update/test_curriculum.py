@@ -150,6 +150,20 @@ def test_what_takes_an_old_place_may_be_the_sentence_as_it_was_said() -> None:
     assert restated([moved], found) == [said]  # says no more
 
 
+def test_what_is_misread_holds_no_end_up_where_the_new_value_is_told() -> None:
+    locker, message = "Your locker is number 118.", replace(CHANGE, user="My locker moved: it is number 204 now.")
+    misread = Fact("My locker moved to number 204.", "Your locker moved to number 204.", ("204",), (7,))
+    past = [Lesson("Which locker is mine?", locker, "fact", (1,))]
+    tutor = Examiner({"locker": "My locker is number 204"}, ends={locker: "moved"}, ended=-4.5)
+
+    def found(reader: Reading) -> dict[str, Fact | None]:
+        return superseded(cast(Tutor, tutor), cast(Reader, reader), [misread], [message], past)
+
+    assert found(Reading()) == {}  # what was read answers none of the old questions
+    new = found(Reading({("", "never"): "My locker is number 204."}))[locker]
+    assert new and (new.said, new.source) == ("My locker is number 204.", (1, 7))
+
+
 def test_what_takes_an_old_place_may_be_the_old_statement_with_a_new_value() -> None:
     made = with_new_value("My locker at work is number 118.", "My locker moved: number 204 now.")
     assert {f"My locker at work is number {way}." for way in ("moved", "moved: number 204", "204")} <= set(made)
