@@ -51,13 +51,22 @@ class Exam:
         """The old answers that are not among those given."""
         return {p.answer for p, text in zip(self.old, known, strict=True) if not gate.is_right(p, text)}
 
-    def sit(self, new: Sequence[Probe]) -> list[str]:
-        """Answers to the new probes, then to the old ones."""
-        return gate.ask(self._runtime, [*new, *self.old])
+    def sit(self, new: Sequence[Probe], before: Sequence[str]) -> list[str]:
+        """Answers to the new probes, then to old ones: to half of them, and the others if one of these is lost.
+
+        before: the answers of before to all of them.
+        """
+        half, known = -(-len(self.old) // 2), before[len(new) :]
+        after = gate.ask(self._runtime, [*new, *self.old[:half]])
+        lost = any(
+            gate.is_right(p, was) and not gate.is_right(p, now)
+            for p, was, now in zip(self.old, known, after[len(new) :], strict=False)
+        )
+        return after + gate.ask(self._runtime, self.old[half:]) if lost else after
 
     def sheet(self, new: Sequence[Probe], before: Sequence[str], after: Sequence[str]) -> tuple[page.Asked, ...]:
-        """Question by question."""
-        rows = zip([*new, *self.old], before, after, strict=True)
+        """Question by question, as far as they were asked after."""
+        rows = zip([*new, *self.old], before, after, strict=False)
         return tuple(
             page.Asked(p.question, was, now, gate.is_right(p, now), i >= len(new))
             for i, (p, was, now) in enumerate(rows)
@@ -103,8 +112,9 @@ def weigh(
         for i, strength in enumerate(STRENGTHS):
             report(i, f"at {strength:.0%} of its strength")
             attach(strength)
-            after = exam.sit(curriculum.probes)
-            checks = gate.judge(runtime, curriculum, exam.old, before, after, anchors)
+            after = exam.sit(curriculum.probes, before)
+            old = exam.old[: len(after) - len(curriculum.probes)]
+            checks = gate.judge(runtime, curriculum, old, before[: len(after)], after, anchors)
             found.append((strength, after, checks))
             if checks.passed or not gate.recalls(checks):
                 break

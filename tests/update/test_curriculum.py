@@ -302,6 +302,26 @@ def test_what_an_adapter_answered_is_not_asked_again(tmp_path: Path, monkeypatch
     assert exam.ask_old(anew=True) == [f"now {probe.question}" for probe in exam.old]
 
 
+@pytest.mark.parametrize(("lost", "asked"), [(None, 3), ("q0", 5), ("q4", 3)])
+def test_the_other_half_of_the_old_is_asked_where_something_is_lost(
+    lost: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = [Probe(f"q{i}?", (f"q{i}",), (i,), f"a{i}") for i in range(5)]
+    new = Probe("new?", ("new",), (9,), "new")
+    exam = Exam(cast(Runtime, None), old, 0)
+    exam.old = old  # in this order
+
+    def ask(_: Runtime, probes: Sequence[Probe]) -> list[str]:
+        return ["No." if lost and lost in probe.question else probe.question for probe in probes]
+
+    monkeypatch.setattr(gate, "ask", ask)
+    before = ["", *(probe.question for probe in old)]
+    before[2] = "No."  # q1 wasn't known, so it can't be lost
+    after = exam.sit([new], before)
+    assert len(after) == 1 + asked
+    assert [each.old for each in exam.sheet([new], before, after)] == [False, *[True] * asked]
+
+
 @pytest.mark.parametrize(
     ("statement", "piece", "news"),
     [
