@@ -11,7 +11,7 @@ import numpy as np
 from engrain.device import bearing, tutor
 from engrain.device.recall import FEW, Said
 from engrain.device.sampling import Reply, Sampler
-from engrain.device.scope import ENOUGH, Coverage
+from engrain.device.scope import Coverage, Scale
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -128,22 +128,22 @@ def _remembered(
     """
     asked = [runtime.prompt_tokens(_recent(messages)) for messages in prompts]
     if runtime.has_tutor:
-        enough, recalled = tutor.ENOUGH, tutor.RECALLED
+        scale = tutor.SCALE
         weighed = [_once(tutor.Bearing(runtime, each.message)) for each in covered]
     else:
-        enough, recalled = ENOUGH, 1.0
+        scale = Scale()
         weighed = [_once(partial(_bearings, runtime, each.message)) for each in covered]
 
     def found(replies: Sequence[Said]) -> dict[str, float]:
         return {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
 
     said = [
-        each.settle(found(few), bearings, enough, recalled, clearly=True)
+        each.settle(found(few), bearings, scale, clearly=True)
         for each, few, bearings in zip(covered, runtime.recall(asked, FEW), weighed, strict=True)
     ]
     left = [i for i, reply in enumerate(said) if reply is None]
     for i, replies in zip(left, runtime.recall([asked[i] for i in left]), strict=True):
-        said[i] = covered[i].settle(found(replies), weighed[i], enough, recalled)
+        said[i] = covered[i].settle(found(replies), weighed[i], scale)
     return said
 
 

@@ -128,6 +128,19 @@ class Scope:
         return Scope(facts, manner, formed="formed" in tensors, hubness=_checked_hubness(tensors), **prints)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What counts beside a bearing, which judges measure differently; by default beside the base model's.
+
+    enough: nats that all must come to. recalled: of a nat of a reply's own likelihood. overruled: of one by which the
+    adapter is surer, where a message is nearly inside, that it wasn't told.
+    """
+
+    enough: float = ENOUGH
+    recalled: float = 1.0
+    overruled: float = math.inf
+
+
 @dataclass(frozen=True, eq=False)
 class Coverage:
     """Whether an adapter is about a message, and with what odds: of facts, of manner.
@@ -161,51 +174,46 @@ class Coverage:
         self,
         replies: Mapping[str, float],
         bearings: Callable[[Sequence[str]], np.ndarray],
-        enough: float = ENOUGH,
-        recalled: float = 1.0,
+        scale: Scale = Scale(),
         clearly: bool = False,
     ) -> str | None:
         """What to say: the best of the adapter's replies, if it counts, or that it wasn't told; None: the base model's.
 
-        replies: with their log-probabilities, each of which counts `recalled`. bearings: of replies on the question,
-        weighed. enough: what the sum must reach, less a reply's hubness. All in nats. Where one of the likeliest
-        clearly counts, the others aren't weighed. clearly: None unless one of these does.
+        replies: with their log-probabilities, nats. bearings: of replies on the question, nats, taken less a reply's
+        hubness. Where one of the likeliest clearly counts, the others aren't weighed. clearly: None unless one does.
         """
         own = self._taught(replies)
-        said, score = self._best(own[:FIRST], replies, bearings, recalled)
-        clear = score >= enough + self.short + CLEAR
+        least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf
+
+        def for_itself(reply: str) -> float:
+            sure = replies[reply]
+            return scale.recalled * sure - (scale.overruled * (least - sure) if sure < least else 0.0)
+
+        said, score = self._best(own[:FIRST], for_itself, bearings)
+        clear = score >= scale.enough + self.short + CLEAR
         if clear or clearly:
             return said if clear else None
-        other = self._best(own[FIRST:], replies, bearings, recalled)
+        other = self._best(own[FIRST:], for_itself, bearings)
         said, score = other if other[1] > score else (said, score)
-        if score >= enough + self.short:
+        if score >= scale.enough + self.short:
             return said
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
         return NOT_TOLD if self.facts > DEEP and moved and asks else None
 
     def _taught(self, replies: Mapping[str, float]) -> list[str]:
-        """Those about what was told, likeliest first; in doubt only what is likelier than that it wasn't told."""
+        """Those about what was told, likeliest first."""
         assert self.taught is not None
-        least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf
-        likeliest = sorted(replies.items(), key=lambda reply: -reply[1])
-        return [
-            r
-            for r, sure in likeliest
-            if r != NOT_TOLD and sure > least and np.isin(fingerprints([r]), self.taught).all()
-        ]
+        likeliest = sorted(replies, key=lambda reply: -replies[reply])
+        return [r for r in likeliest if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
 
     def _best(
-        self,
-        some: Sequence[str],
-        replies: Mapping[str, float],
-        bearings: Callable[[Sequence[str]], np.ndarray],
-        recalled: float,
+        self, some: Sequence[str], for_itself: Callable[[str], float], bearings: Callable[[Sequence[str]], np.ndarray]
     ) -> tuple[str | None, float]:
-        """The best of some replies, and by how much it speaks for itself, nats."""
+        """The best of some replies, and by how much it speaks for itself and bears on the question, nats."""
         if not some:
             return None, -math.inf
-        scores = recalled * np.array([replies[reply] for reply in some]) + bearings(some) - self._hubness(some)
+        scores = np.array([for_itself(reply) for reply in some]) + bearings(some) - self._hubness(some)
         return some[int(scores.argmax())], float(scores.max())
 
     def _hubness(self, replies: Sequence[str]) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engrain.device.home import Home
+from engrain.device.scope import Scale
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -26,8 +27,7 @@ YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
-RECALLED = 0.25  # what a nat of a reply's own likelihood weighs beside one of its bearing
-ENOUGH = 1.5  # nats: as `device.scope.ENOUGH`, on the tutor's scale
+SCALE = Scale(enough=1.5, recalled=0.25, overruled=1.0)
 
 
 def adapter_paths(home: Home, folder: str, bundled: Path, model_sha: str) -> list[Path]:
@@ -67,11 +67,15 @@ class Bearing:
 
     def __call__(self, statements: Sequence[str]) -> np.ndarray:
         """(statements,) nats; zeros for a question longer than a page or two."""
-        others = () if self._usual is not None else BACKGROUND
-        prompts = [self._runtime.tokenize(asked_prompt(s)) for s in (*statements, *others)]
-        likelihoods, odds = self._runtime.weigh(prompts, [*self._asked, *self._verdict], self._choices)
-        own, n = likelihoods[:, : len(self._asked)].sum(1), len(statements)
-        if self._usual is None:
-            self._usual = float(own[n:].mean())
-        found: np.ndarray = odds[:n, 0] - odds[:n, 1] + LIKELIHOOD * (own[:n] - self._usual)
+        if self._usual is None:  # what the verdict on these would be isn't needed
+            others, _ = self._runtime.weigh(self._prompts(BACKGROUND), self._asked, self._choices)
+            self._usual = float(others.sum(1).mean())
+        likelihoods, odds = self._runtime.weigh(
+            self._prompts(statements), [*self._asked, *self._verdict], self._choices
+        )
+        own = likelihoods[:, : len(self._asked)].sum(1)
+        found: np.ndarray = odds[:, 0] - odds[:, 1] + LIKELIHOOD * (own - self._usual)
         return found
+
+    def _prompts(self, statements: Sequence[str]) -> list[list[int]]:
+        return [self._runtime.tokenize(asked_prompt(each)) for each in statements]

@@ -32,6 +32,7 @@ from engrain.device.scope import (
     SCOPE,
     Coverage,
     Probe,
+    Scale,
     Scope,
     check_scope,
     fingerprints,
@@ -343,6 +344,9 @@ def test_what_is_nearly_inside_is_remembered_if_that_is_surer(runtime: Runtime, 
         assert covered.settle({GOAT: ENOUGH + short - 0.2}, bear(0.0)) is None
         assert covered.settle({GOAT: -1.0, NOT_TOLD: -2.0}, bear(9.0)) == GOAT
         assert covered.settle({GOAT: -2.0, NOT_TOLD: -1.0}, bear(9.0)) is None  # so says the adapter
+        trusted, needed = Scale(overruled=2.0), ENOUGH + short + 2.0 + 2.0  # a judge that may overrule it
+        assert covered.settle({GOAT: -2.0, NOT_TOLD: -1.0}, bear(needed + 0.1), trusted) == GOAT
+        assert covered.settle({GOAT: -2.0, NOT_TOLD: -1.0}, bear(needed - 0.1), trusted) is None
 
 
 def test_replies_in_a_manner_that_was_taught_are_free() -> None:
