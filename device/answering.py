@@ -132,7 +132,7 @@ def _remembered(
         weighed = [_once(tutor.Bearing(runtime, each.message)) for each in covered]
     else:
         scale = Scale()
-        weighed = [_once(partial(_bearings, runtime, each.message)) for each in covered]
+        weighed = [_once(partial(bearing.bearings, runtime, question=each.message)) for each in covered]
 
     def found(replies: Sequence[Said]) -> dict[str, float]:
         return {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
@@ -157,11 +157,6 @@ def _once(bearings: Bearings) -> Bearings:
         return np.array([known[each] for each in statements])
 
     return weigh
-
-
-def _bearings(runtime: Runtime, question: str, statements: Sequence[str]) -> np.ndarray:
-    """The base model's own, where it has no tutor."""
-    return bearing.bearings(runtime, statements, question)
 
 
 def _recent(messages: Sequence[Message]) -> list[Message]:

@@ -182,13 +182,13 @@ class Coverage:
         replies: with their log-probabilities, nats. bearings: of replies on the question, nats, taken less a reply's
         hubness. Where one of the likeliest clearly counts, the others aren't weighed. clearly: None unless one does.
         """
-        own = self._taught(replies)
         least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf
 
         def for_itself(reply: str) -> float:
             sure = replies[reply]
             return scale.recalled * sure - (scale.overruled * (least - sure) if sure < least else 0.0)
 
+        own = [reply for reply in self._taught(replies) if for_itself(reply) > -math.inf]
         said, score = self._best(own[:FIRST], for_itself, bearings)
         clear = score >= scale.enough + self.short + CLEAR
         if clear or clearly:

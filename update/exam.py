@@ -56,17 +56,16 @@ class Exam:
 
         before: the answers of before to all of them.
         """
-        half, known = -(-len(self.old) // 2), before[len(new) :]
+        half = -(-len(self.old) // 2)
         after = gate.ask(self._runtime, [*new, *self.old[:half]])
-        lost = any(
-            gate.is_right(p, was) and not gate.is_right(p, now)
-            for p, was, now in zip(self.old, known, after[len(new) :], strict=False)
-        )
+        rows = zip(self.old[:half], before[len(new) : len(after)], after[len(new) :], strict=True)
+        lost = any(gate.is_right(p, was) and not gate.is_right(p, now) for p, was, now in rows)
         return after + gate.ask(self._runtime, self.old[half:]) if lost else after
 
     def sheet(self, new: Sequence[Probe], before: Sequence[str], after: Sequence[str]) -> tuple[page.Asked, ...]:
         """Question by question, as far as they were asked after."""
-        rows = zip([*new, *self.old], before, after, strict=False)
+        probes = [*new, *self.old][: len(after)]
+        rows = zip(probes, before[: len(after)], after, strict=True)
         return tuple(
             page.Asked(p.question, was, now, gate.is_right(p, now), i >= len(new))
             for i, (p, was, now) in enumerate(rows)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from engrain.device import answering
+from engrain.device import bearing
 from engrain.device.answering import answers, is_adapters, respond
 from engrain.device.bearing import BACK, BACKGROUND, FORTH, answer_prompt_of, bearings, prompt_of
 from engrain.device.chat import Conversation
@@ -272,7 +272,7 @@ def test_more_replies_are_looked_for_only_where_none_of_a_few_clearly_counts(
         return [[Said(tuple(runtime.tokenize(text)), -1.0) for text in found[most]] for _ in prompts]
 
     monkeypatch.setattr(runtime, "recall", recall)
-    monkeypatch.setattr(answering, "_bearings", lambda runtime, question, some: np.array([nats[s] for s in some]))
+    monkeypatch.setattr(bearing, "bearings", lambda runtime, some, question: np.array([nats[s] for s in some]))
     monkeypatch.setattr(runtime, "covers", lambda message: coverage(DEEP + 1))
     question: list[Message] = [{"role": "user", "content": INSIDE}]
     for sure, said, times in ((CLEAR, GOAT, [(FEW, 2)]), (CLEAR - 0.1, HORSE, [(FEW, 2), (MOST, 2)])):
