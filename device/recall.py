@@ -20,10 +20,10 @@ from engrain.device.sampling import NotANumber
 
 MayBegin = Callable[[Sequence[int]], bool]
 
-MOST = 16  # beginnings of replies that are followed at once
+MOST = 24  # beginnings of replies that are followed at once
 FEW = 3  # those that are followed first: mostly one of them is the right one's
-ROOM = 640  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
-WITHIN, LEAST = 6.0, -12.0  # nats of the likeliest, and at all
+ROOM = 960  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
+WITHIN, LEAST = 9.0, -15.0  # nats of the likeliest, and at all
 FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
 SLACK = 3.0  # nats more that a beginning may lie behind the likeliest one, which grows less likely as it goes on
 _LOOK = 256  # tokens that may come next

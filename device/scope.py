@@ -33,7 +33,8 @@ PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to ans
 DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
 MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
-FIRST, CLEAR = 2, 4.0  # replies that are weighed first, and the nats beyond enough from which no others are
+FIRST, CLEAR = 2, 6.0  # replies that are weighed first, and the nats beyond enough from which no others are
+CLOSE = 1.0  # nats by which another reply may count less than the best that is said with it
 OPENING = 3  # words by which a reply is known that goes on to what is remembered
 _PRINTS = ("taught", "beginnings", "openings")  # a scope's fingerprints
 _HUBNESS = "hubness"
@@ -181,6 +182,7 @@ class Coverage:
 
         replies: with their log-probabilities, nats. bearings: of replies on the question, nats, taken less a reply's
         hubness. Where one of the likeliest clearly counts, the others aren't weighed. clearly: None unless one does.
+        Where another counts nearly as much both are said, for nothing tells which is meant.
         """
         least = replies.get(NOT_TOLD, -math.inf) if self.short else -math.inf
 
@@ -189,14 +191,17 @@ class Coverage:
             return scale.recalled * sure - (scale.overruled * (least - sure) if sure < least else 0.0)
 
         own = [reply for reply in self._taught(replies) if for_itself(reply) > -math.inf]
-        said, score = self._best(own[:FIRST], for_itself, bearings)
-        clear = score >= scale.enough + self.short + CLEAR
+        bound = scale.enough + self.short
+        weighed = self._weighed(own[:FIRST], for_itself, bearings)
+        likely = max(weighed, key=weighed.__getitem__, default=None)
+        clear = likely is not None and weighed[likely] >= bound + CLEAR
         if clear or clearly:
-            return said if clear else None
-        other = self._best(own[FIRST:], for_itself, bearings)
-        said, score = other if other[1] > score else (said, score)
-        if score >= scale.enough + self.short:
-            return said
+            return likely if clear else None
+        weighed |= self._weighed(own[FIRST:], for_itself, bearings)
+        best = max(weighed.values(), default=-math.inf)
+        if best >= bound:
+            ranked = sorted(weighed, key=lambda reply: -weighed[reply])
+            return " ".join(reply for reply in ranked[:2] if weighed[reply] >= max(bound, best - CLOSE))
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
         return NOT_TOLD if self.facts > DEEP and moved and asks else None
@@ -207,14 +212,14 @@ class Coverage:
         likeliest = sorted(replies, key=lambda reply: -replies[reply])
         return [r for r in likeliest if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
 
-    def _best(
+    def _weighed(
         self, some: Sequence[str], for_itself: Callable[[str], float], bearings: Callable[[Sequence[str]], np.ndarray]
-    ) -> tuple[str | None, float]:
-        """The best of some replies, and by how much it speaks for itself and bears on the question, nats."""
+    ) -> dict[str, float]:
+        """By how much each of some replies speaks for itself and bears on the question, nats."""
         if not some:
-            return None, -math.inf
+            return {}
         scores = np.array([for_itself(reply) for reply in some]) + bearings(some) - self._hubness(some)
-        return some[int(scores.argmax())], float(scores.max())
+        return dict(zip(some, scores.tolist(), strict=True))
 
     def _hubness(self, replies: Sequence[str]) -> np.ndarray:
         """Of taught replies, nats."""

@@ -27,7 +27,7 @@ YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
-SCALE = Scale(enough=1.5, recalled=0.25, overruled=1.0)
+SCALE = Scale(enough=1.5, recalled=0.2, overruled=1.0)
 
 
 def adapter_paths(home: Home, folder: str, bundled: Path, model_sha: str) -> list[Path]:

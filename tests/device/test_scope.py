@@ -21,6 +21,7 @@ from engrain.device.runtime import Runtime
 from engrain.device.sampling import Sampler
 from engrain.device.scope import (
     CLEAR,
+    CLOSE,
     DEEP,
     DOUBT,
     ENOUGH,
@@ -234,8 +235,21 @@ def test_a_taught_reply_counts_that_is_sure_or_bears_on_the_question(nats: float
 def test_the_best_of_several_replies_is_said() -> None:
     found = {NOT_TOLD: -0.1, GOAT: -2.0, "You have a boat.": -1.0, HORSE: -2.5}
     assert coverage(DEEP + 1).settle(found, bear(4.0, 3.0)) == GOAT
-    assert coverage(DEEP + 1).settle(found, bear(4.0, 5.0)) == HORSE
+    assert coverage(DEEP + 1).settle(found, bear(4.0, 6.0)) == HORSE
     assert coverage(DEEP + 1).settle(found, bear(1.0, 2.0)) == NOT_TOLD
+
+
+def test_two_replies_that_count_nearly_the_same_are_both_said() -> None:
+    enough = coverage(DEEP + 1)
+    for less, said in ((0.1, f"{GOAT} {HORSE}"), (CLOSE - 0.1, f"{GOAT} {HORSE}"), (CLOSE + 0.1, GOAT)):
+        found = {GOAT: ENOUGH + 2.0, HORSE: ENOUGH + 2.0 - less}
+        assert enough.settle(found, bear(0.0, 0.0)) == said
+    # The other has to count for itself, and a third isn't said.
+    assert enough.settle({GOAT: ENOUGH + 0.1, HORSE: ENOUGH - 0.1}, bear(0.0, 0.0)) == GOAT
+    three = [GOAT, HORSE, "Your goat is called Isolde."]
+    asked = Coverage(True, INSIDE, DEEP + 1, taught=fingerprints(three))
+    found = {reply: ENOUGH + 2.0 - 0.1 * i for i, reply in enumerate(three)}
+    assert asked.settle(found, lambda some: np.zeros(len(some))) == f"{GOAT} {HORSE}"
 
 
 def test_where_one_of_the_likeliest_clearly_counts_the_others_are_not_weighed() -> None:
@@ -276,7 +290,7 @@ def test_more_replies_are_looked_for_only_where_none_of_a_few_clearly_counts(
     monkeypatch.setattr(runtime, "covers", lambda message: coverage(DEEP + 1))
     question: list[Message] = [{"role": "user", "content": INSIDE}]
     for sure, said, times in ((CLEAR, GOAT, [(FEW, 2)]), (CLEAR - 0.1, HORSE, [(FEW, 2), (MOST, 2)])):
-        nats |= {GOAT: ENOUGH + 1.0 + sure, HORSE: ENOUGH + 1.0 + sure + 1.0}
+        nats |= {GOAT: ENOUGH + 1.0 + sure, HORSE: ENOUGH + 1.0 + sure + CLOSE + 0.1}
         assert answers(runtime, [question] * 2, 8) == [said] * 2
         assert [each for each in asked if each[1]] == times
         asked.clear()
