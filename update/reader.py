@@ -170,10 +170,10 @@ def is_grounded(statement: str, sentence: Sentence) -> bool:
 def _was_said(statement: str, heard: str) -> bool:
     """Whether each of its content words begins as one that was heard, or is a form of a short one; numbers whole."""
     known = _parts(heard)
-    heads = set(map(_head, known))
+    heads = set(map(wording.stem, known))
 
     def was(word: str) -> bool:
-        return _head(word) in heads or any(_is_form(word, each) or _is_form(each, word) for each in known)
+        return wording.stem(word) in heads or any(_is_form(word, each) or _is_form(each, word) for each in known)
 
     return all(map(was, _parts(statement)))
 
@@ -270,12 +270,7 @@ def _parts(text: str) -> set[str]:
 
 
 def _news(text: str) -> set[str]:
-    return set(map(_head, _forms(text)))
-
-
-def _head(word: str) -> str:
-    """What it begins with; a number whole."""
-    return word if wording.has_digit(word) else word[: wording.STEM]
+    return set(map(wording.stem, _forms(text)))
 
 
 def _values(text: str) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engrain.update import wording
+from engrain.update.corrected import NEXT, corrected
 from engrain.update.reader import Reader
 from engrain.update.study import Fact, Lesson, questions_of, to_fact
 from engrain.update.tutor import Tutor
+from engrain.update.values import with_new_value
 
 if TYPE_CHECKING:
     from engrain.device.interactions import Interaction
@@ -29,10 +31,9 @@ HARDLY = -10.0  # nats, below which a message hardly tells a statement
 GIVEN_AWAY = 0.25  # of a statement's questions, from which a word that they hold isn't its value
 SHARE, WEIGHT = 0.5, 2.0  # of the log-odds that a new fact answers its questions; nats that these count at most
 PIECE = 300  # characters of a message; a longer one is taken sentence by sentence
-MOST_WORDS, MOST_WAYS = 4, 64  # of a value; to put one into a statement
+MOST_WAYS = 64  # to put a new value into a statement
 MUCH = 2.0  # nats by which an earlier message's fact answers better that is kept
 _ASKED = 8  # of an old fact's questions, spread over all
-_NEXT = 2  # messages in a conversation that may change a fact without naming it: "Sorry, Thursday!"
 _UNRELATED = 512  # pairs without a common word, of the latest answers, weighed all the same: "Home is Skelby now."
 
 
@@ -84,7 +85,7 @@ def standing(tutor: Tutor, reader: Reader, facts: Sequence[Fact], messages: Sequ
 
     messages: all since the first that the facts come from.
     """
-    facts = _uncorrected(tutor, facts, messages)
+    facts = _uncorrected(tutor, corrected(reader, facts, messages), messages)
     pairs = [(f, id, piece) for f in facts for id, piece in _pieces_since(f, messages)]
     judged = tutor.standing([(f.said, piece) for f, _, piece in pairs])
     doubtful = [(*pair, float(odds)) for pair, odds in zip(pairs, judged, strict=True) if odds < ENDED + WEIGHT]
@@ -118,7 +119,7 @@ def _uncorrected(tutor: Tutor, facts: Sequence[Fact], messages: Sequence[Interac
 
 def _replaced(old: str, new: str) -> set[str]:
     """The stems in whose place a statement says something else, if as many or more others are in both."""
-    before, after = ([word[: wording.STEM] for word in wording.content_words(each)] for each in (old, new))
+    before, after = (list(map(wording.stem, wording.content_words(each))) for each in (old, new))
     opcodes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     spans = [op for op in opcodes if op[0] not in ("equal", "delete")]  # it may be told in fewer words
     if len(spans) != 1 or spans[0][0] != "replace":
@@ -229,37 +230,6 @@ def _renewed(reader: Reader, doubts: Sequence[_Doubt]) -> list[list[str]]:
     return [[statement] if nats > HARDLY else [] for nats, statement in best]
 
 
-def with_new_value(statement: str, message: str, value: Collection[str] = ()) -> list[str]:
-    """A statement with a few words that only a message has, in place of some that only it has, or that are its value.
-
-    A number in a number's place and a name in a name's come first. value: stems, for a message may name what is over:
-    "We sold the Saab, we have a Fiat now."
-    """
-    new = [message[start:end] for start, end in _own_words(message, wording.stems(statement))]
-    old = _own_words(statement, wording.stems(message).difference(value))
-    places = [(start, end, way) for start, end in old for way in new]
-    places.sort(key=lambda each: _kind(statement[each[0] : each[1]]) != _kind(each[2]))
-    ways = [statement[:start] + way + statement[end:] for start, end, way in places]
-    return list(dict.fromkeys(filter(wording.is_statement, ways)))
-
-
-def _kind(value: str) -> tuple[bool, bool]:
-    """Whether it holds a number, a name."""
-    return wording.has_digit(value), any(word[0][:1].isupper() for word in wording.word_spans(value))
-
-
-def _own_words(text: str, others: Set[str]) -> list[tuple[int, int]]:
-    """Where a few words of a text stand that begin and end with content words of other stems."""
-    words = list(wording.word_spans(text))
-    own = [bool(wording.stems(m[0]) - others) for m in words]
-    return [
-        (first.start(), words[j].end())
-        for i, first in enumerate(words)
-        for j in range(i, min(i + MOST_WORDS, len(words)))
-        if own[i] and own[j]
-    ]
-
-
 def _asked(old: Sequence[Lesson]) -> dict[str, list[str]]:
     """The questions of each fact, by its answer."""
     asked: dict[str, list[str]] = {}
@@ -295,8 +265,8 @@ def _weight(sure: float) -> float:
 
 def _pieces_since(fact: Fact, messages: Sequence[Interaction]) -> Iterator[tuple[int, str]]:
     """Of what was said after a fact that which may be about it, each with its interaction's id."""
-    at = next((i for i, it in enumerate(messages) if it.id in fact.source), len(messages))
-    near = _NEXT
+    at = next((i for i, it in enumerate(messages) if it.id == fact.source[-1]), len(messages))
+    near = NEXT
     for it in messages[at + 1 :]:
         same = it.conversation == messages[at].conversation
         near -= same

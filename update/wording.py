@@ -97,9 +97,14 @@ def content_words(text: str) -> list[str]:
     return [w for w in words(text) if w not in _FUNCTION]
 
 
+def stem(word: str) -> str:
+    """What it begins with; a number whole."""
+    return word if has_digit(word) else word[:STEM]
+
+
 def stems(text: str) -> set[str]:
-    """What content words begin with: enough to tell that two texts may share one."""
-    return {word[:STEM] for word in content_words(text)}
+    """Those of content words: enough to tell that two texts may share one."""
+    return set(map(stem, content_words(text)))
 
 
 def has_digit(text: str) -> bool:
