@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import Message
 from engrain.device.tokenizer import Tokenizer
-from engrain.device.weighing import Weighing
+from engrain.device.weighing import Weigh, Weighing
 
 _SCOPE_CONTEXT = 1024  # tokens of a message that is looked at whole, to tell whether an adapter is about it
 _WIDTH = 16  # prompts continued side by side by generate_batch
@@ -327,6 +327,10 @@ class Runtime:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Judge.weigh`, by the tutor. ModelError without one."""
         return self._weighing.weigh(prompts, target, choices)
+
+    def weighed_by(self, weigh: Weigh) -> AbstractContextManager[None]:
+        """For as long as this lasts `weigh` is done by another that does what the tutor does: a learner can, faster."""
+        return self._weighing.weighed_by(weigh)
 
     # The adapter
 

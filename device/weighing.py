@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 from engrain.device.context import Context
 from engrain.device.judge import CELLS, SEQUENCES, Judge
 from engrain.device.llama_model import LlamaModel, ModelError, free_adapter, log
+
+# Prompts, a target after each, what may follow it (token ids): as `Judge.weigh`.
+Weigh = Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Weighing:
         self._bare: Context | None = None  # never has an adapter
         self._judge: Judge | None = None
         self._tutor: _Tutor | None = None
+        self._other: Weigh | None = None  # in the tutor's place
 
     def likelihoods(
         self, head: Sequence[int], prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
@@ -69,6 +74,8 @@ class Weighing:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Judge.weigh`, by the tutor. ModelError without one."""
         self._model.check_open()
+        if self._other:
+            return self._other(prompts, target, choices)
         tutor = self._tutor
         if tutor is None:
             raise ModelError(f"{self._model.path.name} has no tutor to weigh with")
@@ -79,6 +86,15 @@ class Weighing:
                 raise ModelError(f"llama.cpp can't attach the tutor {tutor.path}: {log.reason()}; delete it")
             tutor.context, tutor.judge = context, Judge(context)
         return tutor.judge.weigh(prompts, target, choices)
+
+    @contextmanager
+    def weighed_by(self, weigh: Weigh) -> Iterator[None]:
+        """With another in the tutor's place that weighs as it does."""
+        self._other = weigh
+        try:
+            yield
+        finally:
+            self._other = None
 
     def close(self) -> None:
         self.use_tutor(None)

@@ -1,4 +1,7 @@
-"""Is the candidate better, and did it forget? Asked of llama.cpp with the adapter attached, as it will be served."""
+"""Is the candidate better, and did it forget? Asked of llama.cpp with the adapter attached, as it will be served.
+
+Only the tutor weighs its replies where it trained, in PyTorch, within rounding of what it does when served.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from engrain.update.study import Fact, Lesson
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
 
-PROBE_TOKENS = 24  # of a free answer to a probe; what is remembered comes whole
+PROBE_TOKENS = 24  # of a free answer; what is remembered comes whole
 MIN_RECALL = 0.5
 MAX_LOST = 0.2  # of the old questions answered before; one of them at least
 MAX_GONE = 40  # questions about what was forgotten
@@ -74,7 +77,7 @@ def invented(runtime: Runtime, questions: Sequence[str], facts: Sequence[Fact]) 
     if not questions:
         return 0.0
     news = {w for f in facts for w in f.surprising[:1]}
-    found = answers(runtime, questions)
+    found = answers(runtime, questions, PROBE_TOKENS)
     return sum(any(w in text.lower() for w in news) for text in found) / len(questions)
 
 

@@ -201,7 +201,8 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
                 job.registry.use(None)
             return Outcome("nothing", job.parent.name if job.parent else None)
         trained = _train(job, runtime, decoder, examiner, curriculum)
-        checked = _check(job, runtime, trained, curriculum, exam, known)
+        with runtime.weighed_by(examiner.weigh):
+            checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
     return Outcome(
@@ -239,7 +240,7 @@ def _study(
 ) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
-    with attached(runtime, job.registry, job.warm):
+    with attached(runtime, job.registry, job.warm), runtime.weighed_by(tutor.weigh):
         known = exam.ask_old(anew=job.warm is None)
     neutral = _neutral(job, runtime, decoder) if job.corrects else []  # for forms alone
     curriculum = prepare(
