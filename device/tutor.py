@@ -27,6 +27,7 @@ YES, NO = " yes", " no"
 # Statements about all sorts of things: what a question's likelihood is measured against.
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
+AT_MOST = 4.0  # nats that this comes to: any statement about Tadhg makes a question likely that names him
 SCALE = Scale(enough=1.5, recalled=0.2, overruled=1.0)
 
 
@@ -74,7 +75,7 @@ class Bearing:
             self._prompts(statements), [*self._asked, *self._verdict], self._choices
         )
         own = likelihoods[:, : len(self._asked)].sum(1)
-        found: np.ndarray = odds[:, 0] - odds[:, 1] + LIKELIHOOD * (own - self._usual)
+        found: np.ndarray = odds[:, 0] - odds[:, 1] + np.minimum(AT_MOST, LIKELIHOOD * (own - self._usual))
         return found
 
     def _prompts(self, statements: Sequence[str]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,16 @@ def test_the_starter_models_tutor_tells_what_answers(tmp_path: Path) -> None:
         close = np.array([tutor.Bearing(runtime, question)(statements) for question in near])
     assert (found.argmax(1) == np.arange(3)).all()
     assert (found.max(1) > close.max(1)).all()
+
+
+def test_a_name_in_the_question_counts_no_more_than_so_much(tiny: Path) -> None:
+    """Nats of the question after the three statements of the background, and after two that name somebody."""
+    odds = np.array([[1.0, -1.0], [3.0, 1.0]])
+
+    def weigh(prompts: Sequence[Sequence[int]], target: Sequence[int], _: object) -> tuple[np.ndarray, np.ndarray]:
+        usual = len(prompts) == len(tutor.BACKGROUND)
+        return np.full((len(prompts), len(target)), -20.0 if usual else 0.0), odds[: len(prompts)]
+
+    with Runtime.load(tiny) as runtime, runtime.weighed_by(weigh):
+        found = tutor.Bearing(runtime, "Which nuts make my nephew Tadhg swell up?")(["a", "b"])
+    assert found.tolist() == [2.0 + tutor.AT_MOST, 2.0 + tutor.AT_MOST]
