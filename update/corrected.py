@@ -55,16 +55,18 @@ def corrected(reader: Reader, facts: Sequence[Fact], messages: Sequence[Interact
     likely = iter(
         reader.likelihoods([(w.sentence.before, w.sentence.said, f.said) for _, w, own in rivals for f in own])
     )
-    found = list(facts)
+    found, now = list(facts), dict[Fact, Fact]()
     for nats, way, own in rivals:
         read_so = [(next(likely), f) for f in own]
         more = wording.stems(way.sentence.said) - wording.stems(way.said)
         news = [f for _, f in read_so if wording.stems(f.said) & more]
         ahead = max((n for n, _ in read_so), default=nats) - nats
         tied = any(n > nats - BEHIND for n, f in read_so if f in news)
-        if ahead > BEHIND or tied or way.old not in found:
+        old = now.get(way.old, way.old)  # "The 15th. No, the 16th!"
+        if ahead > BEHIND or tied or old not in found or old.source[-1] == way.id:
             continue
-        found[found.index(way.old)] = to_fact(way.said, (*way.old.source, way.id))
+        now[way.old] = to_fact(way.said, (*way.old.source, way.id))
+        found[found.index(old)] = now[way.old]
         found = [f for f in found if f not in own or f in news]
     return found
 
