@@ -29,7 +29,7 @@ SCOPE = "scope.safetensors"  # beside a version
 NOT_TOLD = "You haven't told me that yet."
 FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside ("And how old is she?")
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
-PERSONAL = 4.0  # log-odds from which what isn't remembered is the base's to answer, whatever form was taught
+PERSONAL = 4.0  # the same where a form was taught, in which all else is answered, what isn't remembered too
 DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
 MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
@@ -204,7 +204,8 @@ class Coverage:
             return " ".join(reply for reply in ranked[:2] if weighed[reply] >= max(bound, best - CLOSE))
         asks = any(mark in self.message for mark in _QUESTION)
         moved = max(replies.values(), default=-math.inf) > MOVED
-        return NOT_TOLD if self.facts > DEEP and moved and asks else None
+        deep = self.facts > (PERSONAL if self.formed else DEEP)
+        return NOT_TOLD if deep and moved and asks else None
 
     def _taught(self, replies: Mapping[str, float]) -> list[str]:
         """Those about what was told, likeliest first."""

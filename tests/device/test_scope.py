@@ -312,6 +312,9 @@ def test_doubt_is_said_to_questions_about_the_user_and_else_the_base_model_answe
             assert coverage(DEEP + 1, message=message).settle(found, bear(0.0)) is None
         assert coverage(DEEP + 1, message="Πώς με λένε\u037e").settle(found, bear(0.0)) == NOT_TOLD
         assert coverage(DEEP - 1).settle(found, bear(0.0)) is None
+        for facts, said in ((PERSONAL - 0.1, None), (PERSONAL + 0.1, NOT_TOLD)):  # a form is for what isn't known
+            formed = replace(coverage(facts), formed=True)
+            assert formed.settle(found, bear(0.0)) == said
     unmoved: list[dict[str, float]] = [{}, {GOAT: MOVED - 0.1}]  # "Which animal barks?"
     for found in unmoved:
         assert coverage(DEEP + 1).settle(found, bear(0.0)) is None

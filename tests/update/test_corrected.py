@@ -89,3 +89,10 @@ def test_only_the_next_messages_of_the_conversation_correct_and_each_number_once
     new = other.replace("14", "15")  # the likelier of two
     both = Likely({NEW: -0.1}, {NEW: -2.0, new: -1.0})
     assert left(both, [to_fact(OLD, (0,)), to_fact(other, (0,))], messages[:3]) == [OLD, new]
+
+
+def test_the_last_of_two_corrections_counts() -> None:
+    last = OLD.replace("14", "16")
+    likely = Likely({NEW: -0.1, last: -0.1}, {NEW: -1.0, last: -1.0})
+    (found,) = corrected(cast(Reader, likely), [to_fact(OLD, (0,))], talk(OLD, "The 15th.", "No, the 16th!"))
+    assert (found.said, found.source) == (last, (0, 2))
