@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -328,9 +328,9 @@ class Runtime:
         """As `Judge.weigh`, by the tutor. ModelError without one."""
         return self._weighing.weigh(prompts, target, choices)
 
-    def weighed_by(self, weigh: Weigh) -> AbstractContextManager[None]:
-        """For as long as this lasts `weigh` is done by another that does what the tutor does: a learner can, faster."""
-        return self._weighing.weighed_by(weigh)
+    def weigh_by(self, weigh: Weigh | None) -> None:
+        """From now on by another that weighs as the tutor does, as a learner can, faster; None: by the tutor itself."""
+        self._weighing.weigh_by(weigh)
 
     # The adapter
 

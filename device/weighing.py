@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +86,9 @@ class Weighing:
             tutor.context, tutor.judge = context, Judge(context)
         return tutor.judge.weigh(prompts, target, choices)
 
-    @contextmanager
-    def weighed_by(self, weigh: Weigh) -> Iterator[None]:
-        """With another in the tutor's place that weighs as it does."""
+    def weigh_by(self, weigh: Weigh | None) -> None:
+        """From now on with another in the tutor's place that weighs as it does; None: with the tutor itself."""
         self._other = weigh
-        try:
-            yield
-        finally:
-            self._other = None
 
     def close(self) -> None:
         self.use_tutor(None)

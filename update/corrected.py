@@ -60,10 +60,9 @@ def corrected(reader: Reader, facts: Sequence[Fact], messages: Sequence[Interact
         read_so = [(next(likely), f) for f in own]
         more = wording.stems(way.sentence.said) - wording.stems(way.said)
         news = [f for _, f in read_so if wording.stems(f.said) & more]
-        ahead = max((n for n, _ in read_so), default=nats) - nats
-        tied = any(n > nats - BEHIND for n, f in read_so if f in news)
+        outdone = any(n > (nats - BEHIND if f in news else nats + BEHIND) for n, f in read_so)
         old = now.get(way.old, way.old)  # "The 15th. No, the 16th!"
-        if ahead > BEHIND or tied or old not in found or old.source[-1] == way.id:
+        if outdone or old not in found or old.source[-1] == way.id:
             continue
         now[way.old] = to_fact(way.said, (*way.old.source, way.id))
         found[found.index(old)] = now[way.old]
@@ -77,7 +76,7 @@ def _ways(facts: Sequence[Fact], messages: Sequence[Interaction]) -> Iterator[_W
     for sentence in read([(it.conversation, it.user) for it in messages]):
         said.setdefault(sentence.message, []).append(sentence)
     for fact in facts:
-        at = next((i for i, it in enumerate(messages) if it.id == fact.source[-1]), len(messages))
+        at = place_of(fact, messages)
         later = [i for i in range(at + 1, len(messages)) if messages[i].conversation == messages[at].conversation]
         for i in later[:NEXT]:
             for sentence in said.get(i, ()):
@@ -86,6 +85,11 @@ def _ways(facts: Sequence[Fact], messages: Sequence[Interaction]) -> Iterator[_W
                         yield _Way(fact, sentence, messages[i].id, new, number)
 
 
+def place_of(fact: Fact, messages: Sequence[Interaction]) -> int:
+    """Where the last message stands that tells a fact; their number if none does."""
+    return next((i for i, it in enumerate(messages) if it.id == fact.source[-1]), len(messages))
+
+
 def _tells(fact: Fact, way: _Way) -> bool:
     """Whether it is what was made of the way's number in its message."""
-    return fact.source[-1:] == (way.id,) and wording.stems(way.number) <= wording.stems(fact.said)
+    return fact.source[-1] == way.id and wording.stems(way.number) <= wording.stems(fact.said)

@@ -191,6 +191,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         parent = load_peft(job.warm.folder) if job.warm else None
         decoder = build_decoder(job.gguf, job.options.device, job.options.seed, parent, plan.resident, job.bare)
         examiner = Tutor(runtime, decoder, tutor)
+        runtime.weigh_by(examiner.weigh)
         with decoder.bare():
             curriculum, exam, known = _study(job, runtime, decoder, examiner, Reader(runtime, decoder, reader))
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
@@ -201,8 +202,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
                 job.registry.use(None)
             return Outcome("nothing", job.parent.name if job.parent else None)
         trained = _train(job, runtime, decoder, examiner, curriculum)
-        with runtime.weighed_by(examiner.weigh):
-            checked = _check(job, runtime, trained, curriculum, exam, known)
+        checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
     return Outcome(
@@ -240,7 +240,7 @@ def _study(
 ) -> tuple[Curriculum, Exam, list[str]]:
     """What to teach; the exam, and the answers to its old questions before the update."""
     exam = Exam(runtime, job.past.probes, job.options.seed)
-    with attached(runtime, job.registry, job.warm), runtime.weighed_by(tutor.weigh):
+    with attached(runtime, job.registry, job.warm):
         known = exam.ask_old(anew=job.warm is None)
     neutral = _neutral(job, runtime, decoder) if job.corrects else []  # for forms alone
     curriculum = prepare(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engrain.update import wording
-from engrain.update.corrected import NEXT, corrected
+from engrain.update.corrected import NEXT, corrected, place_of
 from engrain.update.reader import Reader
 from engrain.update.study import Fact, Lesson, questions_of, to_fact
 from engrain.update.tutor import Tutor
@@ -265,7 +265,7 @@ def _weight(sure: float) -> float:
 
 def _pieces_since(fact: Fact, messages: Sequence[Interaction]) -> Iterator[tuple[int, str]]:
     """Of what was said after a fact that which may be about it, each with its interaction's id."""
-    at = next((i for i, it in enumerate(messages) if it.id == fact.source[-1]), len(messages))
+    at = place_of(fact, messages)
     near = NEXT
     for it in messages[at + 1 :]:
         same = it.conversation == messages[at].conversation

@@ -115,6 +115,7 @@ def test_a_name_in_the_question_counts_no_more_than_so_much(tiny: Path) -> None:
         usual = len(prompts) == len(tutor.BACKGROUND)
         return np.full((len(prompts), len(target)), -20.0 if usual else 0.0), odds[: len(prompts)]
 
-    with Runtime.load(tiny) as runtime, runtime.weighed_by(weigh):
+    with Runtime.load(tiny) as runtime:
+        runtime.weigh_by(weigh)
         found = tutor.Bearing(runtime, "Which nuts make my nephew Tadhg swell up?")(["a", "b"])
     assert found.tolist() == [2.0 + tutor.AT_MOST, 2.0 + tutor.AT_MOST]

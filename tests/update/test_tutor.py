@@ -110,13 +110,14 @@ def test_the_tutor_at_study_is_the_one_that_serves(tiny: Path, tmp_path: Path) -
             assert odds == pytest.approx(yes - no, abs=0.05)
         prompts = [runtime.tokenize(asked_prompt(said)) for said, _ in pairs]
         served = runtime.weigh(prompts, target, choices)
-        with runtime.weighed_by(tutor.weigh):
-            learned = runtime.weigh(prompts, target, choices)
+        runtime.weigh_by(tutor.weigh)
+        learned = runtime.weigh(prompts, target, choices)
         for a, b in zip(served, learned, strict=True):
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, atol=0.05)
-        with runtime.weighed_by(lambda *_: (np.zeros((1, 1)), np.ones((1, 1)))):
-            assert runtime.weigh(prompts, target, choices)[1].sum() == 1
+        runtime.weigh_by(lambda *_: (np.zeros((1, 1)), np.ones((1, 1))))
+        assert runtime.weigh(prompts, target, choices)[1].sum() == 1
+        runtime.weigh_by(None)
         assert runtime.weigh(prompts, target, choices)[1].shape == (2, 2)  # the tutor's own again
     for texts, most in zip(drafts, (5, 3), strict=True):
         assert len(texts) == 2 and all(0 < len(each) <= most and len(set(each)) == len(each) for each in texts)
