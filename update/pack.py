@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 ROWS = 64  # packs are rounded up to a multiple: a matrix library prepares itself anew for every new shape
+LONG_HEAD = 16  # tokens more that most examples begin with, from which on these are worth packs of their own
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,22 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     low, high = min(e.tokens for e in examples), max(e.tokens for e in examples)
     common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return max(0, min(common, min(e.start for e in examples) - 1))
+
+
+def alike(examples: Sequence[Example]) -> list[list[Example]]:
+    """Those that begin alike for long, and the others, where most do: one plain text among them would have each
+    example of a pack repeat the chat template's head. Their order is kept.
+    """
+    whole = list(examples)
+    if not whole:
+        return []
+    head = shared_prefix(whole) + LONG_HEAD
+    middle = sorted(e.tokens for e in whole)[len(whole) // 2][:head]
+    near = [e for e in whole if e.tokens[:head] == middle and e.start > head]
+    if len(near) in (0, len(whole)) or 2 * len(near) <= len(whole):
+        return [whole]
+    chosen = {id(e) for e in near}
+    return [near, [e for e in whole if id(e) not in chosen]]
 
 
 def pack_examples(examples: Sequence[Example], tree: bool = False) -> Pack:
@@ -156,11 +173,16 @@ def plan_packs(
 ) -> list[list[Example]]:
     """Examples -> groups of about `max_tokens` tokens each (shared prefix and padding counted).
 
-    Neighbours in length stay together, so that little is padded; with a generator the order among similar
-    lengths, and the order of the groups, are drawn anew.
+    Those that begin alike stay together, and among them neighbours in length, so that little is padded; with a
+    generator the order among similar lengths, and the order of the groups, are drawn anew.
     """
-    if not examples:
-        return []
+    groups = [group for part in alike(examples) for group in _by_length(part, max_tokens, generator)]
+    if generator is None:
+        return groups
+    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+
+
+def _by_length(examples: Sequence[Example], max_tokens: int, generator: torch.Generator | None) -> list[list[Example]]:
     noise = torch.rand(len(examples), generator=generator) * 8 if generator else torch.zeros(len(examples))
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens) + float(noise[i]))
     prefix = shared_prefix(examples)
@@ -170,6 +192,4 @@ def plan_packs(
         if groups[-1] and prefix + longest * (len(groups[-1]) + 1) > max_tokens:
             groups.append([])
         groups[-1].append(examples[i])
-    if generator is None:
-        return groups
-    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
+    return groups

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engrain.update import checkpoint
 from engrain.update.decoder import Decoder
-from engrain.update.pack import Example, pack_examples, plan_packs
+from engrain.update.pack import Example, alike, pack_examples, plan_packs
 from engrain.update.preference import Preference, log_likelihoods, preference_loss
 from engrain.update.recorded import Gradient
 from engrain.update.stem import Stem
@@ -174,7 +174,7 @@ def _plan(
     """
     generator = torch.Generator().manual_seed(options.seed)
     plan: list[_Planned] = []
-    turn = torch.randperm(len(anchors), generator=generator).tolist()
+    turn = _dealt(anchors, options.anchors_per_step, generator)
     rare = [e for e in examples if e.kind in _DEALT_OUT]
     always = [e for e in examples if e.kind not in _DEALT_OUT]
     one = len(plan_packs([*always, *rare[:: options.epochs]], options.pack_tokens))
@@ -184,10 +184,19 @@ def _plan(
         if not groups:  # preferences alone
             groups = [[]] * math.ceil(preferences / options.preferences_per_step)
         for j, group in enumerate(groups):
-            held = [anchors[k] for k in _in_turn(turn, options.anchors_per_step, len(plan))]
+            held = turn[len(plan) % len(turn)] if turn else []
             paired = _in_turn(range(preferences), options.preferences_per_step, len(plan))
             plan.append(_Planned(group, held, paired, j == len(groups) - 1))
     return plan
+
+
+def _dealt(anchors: Sequence[Example], count: int, generator: torch.Generator) -> list[list[Example]]:
+    """Anchors in an order drawn at random, so many for each step; plain texts by themselves, for they need a pack."""
+    hands = []
+    for part in alike(anchors) if count else []:
+        order = torch.randperm(len(part), generator=generator).tolist()
+        hands += [[part[k] for k in _in_turn(order, count, i)] for i in range(math.ceil(len(part) / count))]
+    return [hands[i] for i in torch.randperm(len(hands), generator=generator).tolist()]
 
 
 def _in_turn(order: Sequence[int], count: int, step: int) -> list[int]:
@@ -211,13 +220,15 @@ def _step(
         tokens += sum(len(e.tokens) for p, _ in preferences for e in p.examples)
     shares = ((planned.examples, 1.0), (planned.anchors, options.anchor_weight))
     group = [replace(e, weight=e.weight * unit) for part, share in shares for unit in _unit(part, share) for e in part]
-    if group:
-        pack = stem.under(pack_examples(group).to(gradient.decoder.embedding.device))
+    lessons = {id(e) for e in group[: len(planned.examples)]}
+    if lessons:
+        mean = 0.0
+    for part in alike(group):
+        pack = stem.under(pack_examples(part).to(gradient.decoder.embedding.device))
         nll = gradient(pack)
         tokens += len(pack.tokens)
-        if planned.examples:
-            own = pack.owner < len(planned.examples)
-            mean = float((nll * pack.weight)[own].sum())
+        own = torch.tensor([id(e) in lessons for e in part], device=nll.device)[pack.owner]
+        mean += float((nll * pack.weight * own).sum())
     if math.isfinite(mean):
         norm = torch.nn.utils.clip_grad_norm_(params, options.clip, foreach=True)
         if torch.isfinite(norm):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from engrain.quant.gguf import open_gguf
 from engrain.quant.gguf_lora import save_gguf
 from engrain.update.decoder import Decoder
 from engrain.update.loss import pack_loss
-from engrain.update.pack import Example, pack_examples, plan_packs
+from engrain.update.pack import Example, pack_examples
 
 TOKENS = tuple(range(40, 72))
 
@@ -84,10 +83,3 @@ def test_gradient_equals_finite_differences(tiny: Path, resident: bool) -> None:
                 parameter -= sign * step * direction
         difference = (values[0] - values[1]) / (2 * step)
         assert difference == pytest.approx(float((parameter.grad * direction).sum()), rel=0.02, abs=1e-3)
-
-
-def test_plan_keeps_every_example_once() -> None:
-    rng = np.random.default_rng(0)
-    examples = [Example(tuple(range(5)) + tuple(rng.integers(0, 50, n)), 5) for n in rng.integers(2, 30, 60)]
-    groups = plan_packs(examples, 200, torch.Generator().manual_seed(3))
-    assert sorted(map(id, examples)) == sorted(id(e) for g in groups for e in g)

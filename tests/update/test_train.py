@@ -70,3 +70,18 @@ def test_divergence_keeps_finite_weights(tiny: Path) -> None:
     assert result.stopped == "diverged"
     assert bool(weights(decoder).isfinite().all())
     assert all(math.isfinite(s.loss) for s in result.steps)
+
+
+def test_plain_texts_among_the_anchors_are_held_as_in_one_pack(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose anchors need a pack of their own has the gradient of one pack with all of them."""
+    head = (*range(5, 30),)
+    lessons = [Example((*head, 40 + i, 60 + i, 80 + i), len(head) + 1) for i in range(12)]
+    anchors = [Example((70 + i, 2, 3, 9 + i), 1, kind="anchor") for i in range(2)]
+    options = TrainOptions(lr=1e-2, epochs=1, min_steps=0, anchors_per_step=2, anchor_weight=0.5)
+    apart, together = fresh(tiny), fresh(tiny)
+    packs = train(apart, lessons, options, anchors).steps
+    monkeypatch.setattr("engrain.update.train.alike", lambda examples: [list(examples)])
+    one = train(together, lessons, options, anchors).steps
+    assert [s.loss for s in packs] == pytest.approx([s.loss for s in one], abs=1e-5)
+    assert packs[0].tokens < one[0].tokens
+    assert torch.allclose(weights(apart), weights(together), atol=1e-5)
