@@ -75,4 +75,5 @@ def preference_loss(
 
 
 def _packed(decoder: Decoder, preferences: Sequence[Preference]) -> Pack:
-    return pack_examples([e for p in preferences for e in p.examples]).to(decoder.embedding.device)
+    examples = [e for p in preferences for e in p.examples]
+    return pack_examples(examples, tree=True).to(decoder.embedding.device)
