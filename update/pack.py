@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 
 import torch
 from torch import Tensor
@@ -88,11 +89,12 @@ def alike(examples: Sequence[Example]) -> list[list[Example]]:
         return []
     head = shared_prefix(whole) + LONG_HEAD
     middle = sorted(e.tokens for e in whole)[len(whole) // 2][:head]
-    near = [e for e in whole if e.tokens[:head] == middle and e.start > head]
-    if len(near) in (0, len(whole)) or 2 * len(near) <= len(whole):
-        return [whole]
-    chosen = {id(e) for e in near}
-    return [near, [e for e in whole if id(e) not in chosen]]
+
+    def is_near(e: Example) -> bool:
+        return e.tokens[:head] == middle and e.start > head
+
+    near = list(filter(is_near, whole))
+    return [near, list(filterfalse(is_near, whole))] if 2 * len(near) > len(whole) else [whole]
 
 
 def pack_examples(examples: Sequence[Example], tree: bool = False) -> Pack:

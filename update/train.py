@@ -228,7 +228,7 @@ def _step(
         nll = gradient(pack)
         tokens += len(pack.tokens)
         own = torch.tensor([id(e) in lessons for e in part], device=nll.device)[pack.owner]
-        mean += float((nll * pack.weight * own).sum())
+        mean += float((nll * pack.weight)[own].sum())
     if math.isfinite(mean):
         norm = torch.nn.utils.clip_grad_norm_(params, options.clip, foreach=True)
         if torch.isfinite(norm):
