@@ -135,7 +135,9 @@ def _remembered(
         weighed = [_once(partial(bearing.bearings, runtime, question=each.message)) for each in covered]
 
     def found(replies: Sequence[Said]) -> dict[str, float]:
-        return {runtime.detokenize(reply.tokens).strip(): reply.log_probability for reply in replies}
+        """Two that are one text but for their tokens count as the likelier."""
+        nats = ((each, each.among if runtime.has_tutor else each.log_probability) for each in reversed(replies))
+        return {runtime.detokenize(each.tokens).strip(): sure for each, sure in nats}
 
     said = [
         each.settle(found(few), bearings, scale, clearly=True)

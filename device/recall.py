@@ -3,7 +3,12 @@
 Asked in words that it wasn't taught, an adapter often has the right reply second or fifth; the base model then tells
 which of them bears on the question (`answering`). A breadth-first search over tokens, as generative retrieval decodes
 what a model has memorised, constrained to what there is (De Cao et al., arXiv 2010.00904): only beginnings of replies
-that were taught are followed, where these are known, and as long as they can be believed.
+that were taught are followed, where these are known, as long as they can be believed.
+
+There a token counts by its share of those that may come next, and what these have of the whole counts less. So a reply
+that is long, or in words that are rare to the model, isn't behind for what nothing else that was taught goes on with.
+Shares alone would favour what begins as many do, and then goes on in a way that the model finds absurd (label bias,
+Lafferty et al., ICML 2001).
 """
 
 from __future__ import annotations
@@ -18,23 +23,34 @@ import numpy as np
 from engrain.device.batching import PREFIX, SequenceContext, shared_prefix, step
 from engrain.device.sampling import NotANumber
 
-MayBegin = Callable[[Sequence[int]], bool]
-
 MOST = 24  # beginnings of replies that are followed at once
 FEW = 3  # those that are followed first: mostly one of them is the right one's
 ROOM = 960  # tokens that a prompt's replies may take up together; what hasn't ended by then is given up
-WITHIN, LEAST = 7.0, -13.0  # nats of the likeliest, and at all
-FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more
-SLACK = 3.0  # nats more that a beginning may lie behind the likeliest one, which grows less likely as it goes on
-_LOOK = 256  # tokens that may come next
+WITHIN = 5.0  # nats of the likeliest
+FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more: of the likeliest, and at all
+FREE_SLACK = 3.0  # nats more that a beginning may lie behind the likeliest one, which grows less likely as it goes on
+ALL_TAUGHT = 0.3  # what a nat of the probability of all that goes on a taught reply weighs beside one of a share
+_LOOK, _LOOK_LEAST = 256, -15.0  # tokens that may come next, and their nats
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Which replies there are: whether tokens (ids) begin one, and whether they are one."""
+
+    may_begin: Callable[[Sequence[int]], bool]
+    is_whole: Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
 class Said:
-    """One reply: its tokens without the one that ends it, its log-probability in nats with that."""
+    """One reply: its tokens without the one that ends it, its log-probability in nats with that.
+
+    among: the same among what was taught, by shares (see above); as it is where anything may be said.
+    """
 
     tokens: tuple[int, ...]
     log_probability: float
+    among: float
 
 
 @dataclass
@@ -54,47 +70,60 @@ class _Search:
     index: int
     live: list[_Beam]
     room: int  # tokens
-    may_begin: MayBegin | None
+    taught: Taught | None
     most: int  # beginnings that are followed at once
     ended: list[Said] = field(default_factory=list)
 
     def advance(self, logits: Sequence[np.ndarray], ends: Callable[[int], bool]) -> list[list[Said]]:
         """How each live beam goes on, given the logits (n_vocab,) after it; what ends is kept."""
-        ways = [(p, token, i) for i, row in enumerate(logits) for p, token in self._next(self.live[i].said, row, ends)]
-        ended = [said.log_probability for said in self.ended] + [p for p, token, _ in ways if ends(token)]
-        best, likeliest = max([p for p, _, _ in ways] + ended, default=0.0), max(ended, default=-math.inf)
-        within, least = (FREE_WITHIN, FREE_LEAST) if self.may_begin is None else (WITHIN, LEAST)
-        bound = max(best - within - SLACK, likeliest - within, least)
+        ways = [(i, *way) for i, row in enumerate(logits) for way in self._next(self.live[i].said, row, ends)]
+        whole = [said.among for said in self.ended] + [said.among for _, said, ended in ways if ended]
+        likeliest = max(whole, default=-math.inf)
+        best = max([said.among for _, said, _ in ways], default=likeliest)
+        if self.taught is None:
+            within, bound = FREE_WITHIN, max(best - FREE_WITHIN - FREE_SLACK, FREE_LEAST)
+        else:
+            within, bound = WITHIN, best - WITHIN
+        bound = max(bound, likeliest - within)
         onward: list[list[Said]] = [[] for _ in self.live]
-        for p, token, i in sorted(ways, reverse=True)[: self.most]:
-            tokens = self.live[i].said.tokens
-            if p < bound:
+        for i, said, ended in sorted(ways, key=lambda way: -way[1].among)[: self.most]:
+            if said.among < bound:
                 break
-            if ends(token):
-                self.ended.append(Said(tokens, p))
+            if ended:
+                self.ended.append(said)
             elif self.room:
                 self.room -= 1
-                onward[i].append(Said((*tokens, token), p))
-        kept = [said for said in self.ended if said.log_probability >= likeliest - within]
-        self.ended = sorted(kept, key=lambda said: -said.log_probability)
+                onward[i].append(said)
+        kept = [said for said in self.ended if said.among >= likeliest - within]
+        self.ended = sorted(kept, key=lambda said: -said.among)
         return onward
 
-    def _next(self, said: Said, logits: np.ndarray, ends: Callable[[int], bool]) -> list[tuple[float, int]]:
-        """(log-probability of the whole, token) of the likeliest next tokens."""
+    def _next(self, said: Said, logits: np.ndarray, ends: Callable[[int], bool]) -> list[tuple[Said, bool]]:
+        """How a reply may go on by one token, and whether it ends so."""
         top = logits.max()
         if np.isnan(top):
             raise NotANumber
         own = logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
-        if self.may_begin is None:
-            return [(said.log_probability + float(own[t]), int(t)) for t in np.argsort(-own)[: self.most]]
-        look = np.flatnonzero(own > LEAST - said.log_probability)
+        if self.taught is None:
+            tokens, whole = np.argsort(-own)[: self.most].tolist(), 0.0
+        else:
+            tokens = self._taught_next(said, own, ends)
+            whole = (1 - ALL_TAUGHT) * float(np.logaddexp.reduce(own[tokens])) if tokens else 0.0
+        found = []
+        for token in tokens:
+            nats, ended = float(own[token]), ends(token)
+            on = said.tokens if ended else (*said.tokens, token)
+            found.append((Said(on, said.log_probability + nats, said.among + nats - whole), ended))
+        return found
+
+    def _taught_next(self, said: Said, own: np.ndarray, ends: Callable[[int], bool]) -> list[int]:
+        """The tokens that go on or end a taught reply, of the likeliest by their log-probabilities (n_vocab,)."""
+        assert self.taught is not None
+        look = np.flatnonzero(own > _LOOK_LEAST)
         if len(look) > _LOOK:
             look = look[np.argpartition(-own[look], _LOOK)[:_LOOK]]
-        return [
-            (said.log_probability + float(own[t]), int(t))
-            for t in look
-            if self.may_begin((*said.tokens, int(t))) or ends(int(t))
-        ]
+        whole, begins = self.taught.is_whole, self.taught.may_begin
+        return [t for t in look.tolist() if (whole(said.tokens) if ends(t) else begins((*said.tokens, t)))]
 
 
 def recall(
@@ -104,14 +133,14 @@ def recall(
     width: int,
     n_ctx: int,
     ends: Callable[[int], bool],
-    may_begin: MayBegin | None = None,
+    taught: Taught | None = None,
     most: int = MOST,
 ) -> list[list[Said]]:
     """For each prompt (token ids, none empty) the replies that end, likeliest first.
 
     `width` prompts at a time. The context is empty at the start, has most · width + 1 sequences and, for each, room for
-    a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included. may_begin: whether
-    a reply may begin with some tokens; any may without it. most: beginnings that are followed at once.
+    a prompt and ROOM more tokens. n_ctx: tokens after which any reply is given up, prompt included. taught: which
+    replies there are; without it anything may be said. most: beginnings that are followed at once.
     """
     found: list[list[Said]] = [[] for _ in prompts]
     shared = shared_prefix(prompts)
@@ -125,8 +154,8 @@ def recall(
             index, sequence = waiting.popleft(), free.pop()
             if shared:
                 context.copy(PREFIX, sequence)
-            root = _Beam(sequence, shared, list(prompts[index][shared:]), Said((), 0.0))
-            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index])), may_begin, most))
+            root = _Beam(sequence, shared, list(prompts[index][shared:]), Said((), 0.0, 0.0))
+            searches.append(_Search(index, [root], min(ROOM, n_ctx - len(prompts[index])), taught, most))
         beams = [beam for search in searches for beam in search.live]
         logits = iter(step(context, [(beam.sequence, beam.length, beam.pending) for beam in beams]))
         for search in searches:

@@ -16,7 +16,7 @@ from engrain.device.context import Context
 from engrain.device.judge import log_probabilities
 from engrain.device.llama_model import LlamaModel, ModelError, PromptTooLong
 from engrain.device.prefix_cache import PrefixCache
-from engrain.device.recall import MOST, ROOM, MayBegin, Said, recall
+from engrain.device.recall import MOST, ROOM, Said, Taught, recall
 from engrain.device.sampling import Reply, Sampler, TextAssembler
 from engrain.device.scope import ALWAYS, Coverage, Scope
 from engrain.device.template import Message
@@ -238,13 +238,13 @@ class Runtime:
                 width=width,
                 n_ctx=self.n_ctx,
                 ends=self.is_end,
-                may_begin=self._may_begin,
+                taught=self._taught,
                 most=most,
             )
 
     def may_begin(self, tokens: Sequence[int]) -> bool:
         """Whether a reply that the attached adapter remembers begins with these tokens; False if that isn't known."""
-        return self._may_begin is not None and self._may_begin(tokens)
+        return self._taught is not None and self._taught.may_begin(tokens)
 
     def recites(self, tokens: Sequence[int]) -> bool:
         """Whether tokens begin as a reply about a fact does that the attached adapter remembers, in some words."""
@@ -254,9 +254,11 @@ class Runtime:
         return scope.recites(self.detokenize(tokens))
 
     @property
-    def _may_begin(self) -> MayBegin | None:
+    def _taught(self) -> Taught | None:
         scope = self._adapter.scope
-        return scope.may_begin if scope else None
+        if scope is None or scope.may_begin is None:
+            return None
+        return Taught(scope.may_begin, lambda tokens: scope.is_taught(self.detokenize(tokens)))
 
     @contextmanager
     def _context(self, cells: int, sequences: int, adapted: bool) -> Iterator[Context]:

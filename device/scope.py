@@ -31,7 +31,7 @@ FOLLOWS = 2.0  # how far outside a message may seem that goes on from one inside
 DEEP = 2.0  # log-odds from which a message surely is about the user: there doubt is said, elsewhere the base answers
 PERSONAL = 4.0  # the same where a form was taught, in which all else is answered, what isn't remembered too
 DOUBT = 2.0  # log-odds short of inside, down to which memory is asked all the same, and must be that much surer
-MOVED = -3.0  # nats of its likeliest reply, above which an adapter knows what kind of question that is
+MOVED = -3.0  # nats of an adapter's likeliest reply, above which it knows what kind of question that is
 ENOUGH = 1.5  # nats: a reply counts that was taught, and for which log p(reply) + bearing reaches this
 FIRST, CLEAR = 2, 6.0  # replies that are weighed first, and the nats beyond enough from which no others are
 CLOSE = 1.0  # nats by which another reply may count less than the best that is said with it
@@ -74,6 +74,14 @@ class Scope:
     def recites(self, text: str) -> bool:
         """Whether a text begins as a reply about a fact does; False if that isn't known."""
         return self.openings is not None and bool(np.isin(openings([text]), self.openings).any())
+
+    def is_taught(self, text: str) -> bool:
+        """Whether a text is a reply that was taught; True if that isn't known."""
+        return self.taught is None or fingerprint(text) in self._prints
+
+    @cached_property
+    def _prints(self) -> frozenset[int]:
+        return frozenset(() if self.taught is None else self.taught.tolist())
 
     @cached_property
     def may_begin(self) -> Callable[[Sequence[int]], bool] | None:
@@ -134,12 +142,14 @@ class Scale:
     """What counts beside a bearing, which judges measure differently; by default beside the base model's.
 
     enough: nats that all must come to. recalled: of a nat of a reply's own likelihood. overruled: of one by which the
-    adapter is surer, where a message is nearly inside, that it wasn't told.
+    adapter is surer, where a message is nearly inside, that it wasn't told. moved: nats of its likeliest reply, above
+    which it knows what kind of question that is.
     """
 
     enough: float = ENOUGH
     recalled: float = 1.0
     overruled: float = math.inf
+    moved: float = MOVED
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +213,7 @@ class Coverage:
             ranked = sorted(weighed, key=lambda reply: -weighed[reply])
             return " ".join(reply for reply in ranked[:2] if weighed[reply] >= max(bound, best - CLOSE))
         asks = any(mark in self.message for mark in _QUESTION)
-        moved = max(replies.values(), default=-math.inf) > MOVED
+        moved = max(replies.values(), default=-math.inf) > scale.moved
         deep = self.facts > (PERSONAL if self.formed else DEEP)
         return NOT_TOLD if deep and moved and asks else None
 
@@ -211,7 +221,7 @@ class Coverage:
         """Those about what was told, likeliest first."""
         assert self.taught is not None
         likeliest = sorted(replies, key=lambda reply: -replies[reply])
-        return [r for r in likeliest if r != NOT_TOLD and np.isin(fingerprints([r]), self.taught).all()]
+        return [r for r in likeliest if r != NOT_TOLD and np.isin(np.uint64(fingerprint(r)), self.taught)]
 
     def _weighed(
         self, some: Sequence[str], for_itself: Callable[[str], float], bearings: Callable[[Sequence[str]], np.ndarray]
@@ -226,17 +236,22 @@ class Coverage:
         """Of taught replies, nats."""
         if self.hubness is None or self.taught is None:
             return np.zeros(len(replies))
-        found: np.ndarray = self.hubness[np.searchsorted(self.taught, [fingerprints([reply])[0] for reply in replies])]
+        prints = np.array([fingerprint(reply) for reply in replies], np.uint64)
+        found: np.ndarray = self.hubness[np.searchsorted(self.taught, prints)]
         return found
 
 
 ALWAYS = Coverage(True)
 
 
+def fingerprint(reply: str) -> int:
+    """Eight bytes of a reply's digest: enough to know it again, not to read it."""
+    return int.from_bytes(hashlib.sha256(reply.strip().encode()).digest()[:8], "little")
+
+
 def fingerprints(replies: Iterable[str]) -> np.ndarray:
-    """Eight bytes for each reply, (n,) uint64, sorted and each once: enough to know it again, not to read it."""
-    digests = [hashlib.sha256(reply.strip().encode()).digest()[:8] for reply in replies]
-    return np.unique(np.frombuffer(b"".join(digests), np.uint64))
+    """Of each reply, (n,) uint64, sorted and each once."""
+    return np.unique(np.array([fingerprint(reply) for reply in replies], np.uint64))
 
 
 def openings(replies: Iterable[str]) -> np.ndarray:

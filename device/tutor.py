@@ -28,7 +28,7 @@ YES, NO = " yes", " no"
 BACKGROUND = ("You bought a new lamp yesterday.", "Your uncle's name is Peter.", "The garage code is 3375.")
 LIKELIHOOD = 0.3  # what a nat of a question's likelihood weighs beside one of the verdict
 AT_MOST = 4.0  # nats that this comes to: any statement about Tadhg makes a question likely that names him
-SCALE = Scale(enough=1.5, recalled=0.2, overruled=1.0)
+SCALE = Scale(enough=1.5, recalled=0.2, overruled=1.0, moved=-2.0)  # of a reply's nats among those that were taught
 
 
 def adapter_paths(home: Home, folder: str, bundled: Path, model_sha: str) -> list[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engrain.device.recall import FREE_LEAST, FREE_WITHIN, LEAST, MOST, WITHIN, recall
+from engrain.device.recall import ALL_TAUGHT, FREE_LEAST, FREE_WITHIN, MOST, WITHIN, Taught, recall
 from engrain.device.runtime import Runtime
 from engrain.device.sampling import NotANumber
 from engrain.device.scope import mark, marks
@@ -85,21 +86,55 @@ def test_it_finds_every_reply_that_is_likely_enough(width: int) -> None:
     assert alone
 
 
+def taught_of(replies: Sequence[tuple[int, ...]]) -> Taught:
+    known = frozenset(marks(replies).tolist())
+    return Taught(lambda tokens: mark(tokens) in known, lambda tokens: tuple(tokens) in replies)
+
+
+def shares(toy: Toy, prompt: tuple[int, ...], taught: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
+    """Each taught reply's tokens, the end included, as log-probabilities among those that taught replies go on with."""
+    whole = [(*tokens, END) for tokens in taught]
+    found = {}
+    for each in whole:
+        rows = [toy.row((*prompt, *each[:i])) for i in range(len(each))]
+        others = [sorted({other[i] for other in whole if other[:i] == each[:i]}) for i in range(len(each))]
+        nats = [
+            row[token] - np.logaddexp.reduce(row[next_]) for row, token, next_ in zip(rows, each, others, strict=True)
+        ]
+        found[each[:-1]] = np.array(nats)
+    return found
+
+
 @pytest.mark.parametrize("width", [1, 3])
-def test_only_what_was_taught_is_followed(width: int) -> None:
-    taught = [(1, 2, 3), (1, 2), (3, 3, 3, 1), (2,), (3, 1)]
-    known = frozenset(marks(taught).tolist())
-    for seed in range(10):
-        toy, prompts = Toy(seed, sharp=1.0), [(1, 2), (2, 2), (3, 1, 2)]
-        found = recall(
-            toy, prompts, width=width, n_ctx=100, ends=lambda token: token == END, may_begin=lambda t: mark(t) in known
-        )
+def test_only_what_was_taught_is_said_if_it_never_falls_far_behind(width: int) -> None:
+    taught, left = [(1, 2, 3), (1, 2), (3, 3, 3, 1), (2,), (3, 1)], 0
+    for seed in range(20):
+        toy, prompts = Toy(seed, sharp=2.0), [(1, 2), (2, 2), (3, 1, 2)]
+        found = recall(toy, prompts, width=width, n_ctx=100, ends=lambda token: token == END, taught=taught_of(taught))
         for prompt, own in zip(prompts, found, strict=True):
+            share, among = shares(toy, prompt, taught), {}
+            assert math.isclose(sum(math.exp(nats.sum()) for nats in share.values()), 1.0)
+            for reply, nats in share.items():
+                raw = np.array([toy.row((*prompt, *reply[:i]))[token] for i, token in enumerate((*reply, END))])
+                rising = np.cumsum((1 - ALL_TAUGHT) * nats + ALL_TAUGHT * raw)
+                among[reply] = np.pad(rising, (0, LONGEST - len(rising)), mode="edge")  # after each step
+            best = np.max(list(among.values()), axis=0)
+            likely = {reply: nats[-1] for reply, nats in among.items() if (nats >= best - WITHIN).all()}
+            assert {said.tokens: said.among for said in own} == pytest.approx(likely)
             sums = every(toy, prompt)
-            expected = {t: sums[t] for t in sums if any(t == each[: len(t)] for each in taught)}
-            best = max(expected.values())
-            likely = {t: p for t, p in expected.items() if p >= max(best - WITHIN, LEAST)}
-            assert {said.tokens: said.log_probability for said in own} == pytest.approx(likely)
+            assert all(math.isclose(said.log_probability, sums[said.tokens], abs_tol=1e-6) for said in own)
+            left += len(taught) - len(likely)
+    assert left
+
+
+def test_a_reply_is_hardly_behind_for_what_nothing_else_goes_on_with() -> None:
+    toy, short, long = Toy(0), (1,), (2, *[3, 1, 2] * 4)
+    toy.row = lambda tokens: np.full(WORDS, -math.log(WORDS))  # type: ignore[method-assign]
+    (own,) = recall(toy, [(1,)], width=1, n_ctx=100, ends=lambda token: token == END, taught=taught_of([short, long]))
+    found = {said.tokens: said for said in own}
+    rare = (len(long) - len(short)) * math.log(WORDS)
+    assert found[short].log_probability - found[long].log_probability == pytest.approx(rare)
+    assert found[short].among - found[long].among == pytest.approx(ALL_TAUGHT * rare)
 
 
 def test_a_few_are_the_likeliest_of_all_that_a_wider_search_finds_or_less() -> None:

@@ -283,7 +283,7 @@ def test_more_replies_are_looked_for_only_where_none_of_a_few_clearly_counts(
 
     def recall(prompts: Sequence[Sequence[int]], most: int = MOST) -> list[list[Said]]:
         asked.append((most, len(prompts)))
-        return [[Said(tuple(runtime.tokenize(text)), -1.0) for text in found[most]] for _ in prompts]
+        return [[Said(tuple(runtime.tokenize(text)), -1.0, -1.0) for text in found[most]] for _ in prompts]
 
     monkeypatch.setattr(runtime, "recall", recall)
     monkeypatch.setattr(bearing, "bearings", lambda runtime, some, question: np.array([nats[s] for s in some]))
@@ -424,7 +424,7 @@ def test_a_chat_and_batches_say_what_is_settled(runtime: Runtime, lora: Path, mo
         return [said.strip(), *(s.strip() for s in answers(runtime, [[{"role": "user", "content": INSIDE}]], 8))]
 
     def recalled(text: str, nats: float) -> None:
-        said = Said(tuple(runtime.tokenize(text)), nats)
+        said = Said(tuple(runtime.tokenize(text)), nats, nats)
         monkeypatch.setattr(runtime, "recall", lambda prompts, most=MOST: [[said]] * len(prompts))
 
     for probe, expected in ((facts, NOT_TOLD), (near, bare.strip())):
