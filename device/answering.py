@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,16 +129,15 @@ def _remembered(
     """
     asked = [runtime.prompt_tokens(_recent(messages)) for messages in prompts]
     if runtime.has_tutor:
-        scale = tutor.SCALE
+        scale, sure = tutor.SCALE, attrgetter("among")
         weighed = [_once(tutor.Bearing(runtime, each.message)) for each in covered]
     else:
-        scale = Scale()
+        scale, sure = Scale(), attrgetter("log_probability")
         weighed = [_once(partial(bearing.bearings, runtime, question=each.message)) for each in covered]
 
     def found(replies: Sequence[Said]) -> dict[str, float]:
         """Two that are one text but for their tokens count as the likelier."""
-        nats = ((each, each.among if runtime.has_tutor else each.log_probability) for each in reversed(replies))
-        return {runtime.detokenize(each.tokens).strip(): sure for each, sure in nats}
+        return {runtime.detokenize(each.tokens).strip(): sure(each) for each in reversed(replies)}
 
     said = [
         each.settle(found(few), bearings, scale, clearly=True)

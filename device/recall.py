@@ -30,6 +30,7 @@ WITHIN = 5.0  # nats of the likeliest
 FREE_WITHIN, FREE_LEAST = 3.0, -8.0  # where anything may be said, of which there is more: of the likeliest, and at all
 FREE_SLACK = 3.0  # nats more that a beginning may lie behind the likeliest one, which grows less likely as it goes on
 ALL_TAUGHT = 0.3  # what a nat of the probability of all that goes on a taught reply weighs beside one of a share
+_AMONG_TAUGHT, _FREE = (WITHIN, 0.0, -math.inf), (FREE_WITHIN, FREE_SLACK, FREE_LEAST)
 _LOOK, _LOOK_LEAST = 256, -15.0  # tokens that may come next, and their nats
 
 
@@ -80,11 +81,8 @@ class _Search:
         whole = [said.among for said in self.ended] + [said.among for _, said, ended in ways if ended]
         likeliest = max(whole, default=-math.inf)
         best = max([said.among for _, said, _ in ways], default=likeliest)
-        if self.taught is None:
-            within, bound = FREE_WITHIN, max(best - FREE_WITHIN - FREE_SLACK, FREE_LEAST)
-        else:
-            within, bound = WITHIN, best - WITHIN
-        bound = max(bound, likeliest - within)
+        within, slack, least = _FREE if self.taught is None else _AMONG_TAUGHT
+        bound = max(best - within - slack, likeliest - within, least)
         onward: list[list[Said]] = [[] for _ in self.live]
         for i, said, ended in sorted(ways, key=lambda way: -way[1].among)[: self.most]:
             if said.among < bound:

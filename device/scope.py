@@ -77,11 +77,7 @@ class Scope:
 
     def is_taught(self, text: str) -> bool:
         """Whether a text is a reply that was taught; True if that isn't known."""
-        return self.taught is None or fingerprint(text) in self._prints
-
-    @cached_property
-    def _prints(self) -> frozenset[int]:
-        return frozenset(() if self.taught is None else self.taught.tolist())
+        return self.taught is None or is_among(text, self.taught)
 
     @cached_property
     def may_begin(self) -> Callable[[Sequence[int]], bool] | None:
@@ -221,7 +217,7 @@ class Coverage:
         """Those about what was told, likeliest first."""
         assert self.taught is not None
         likeliest = sorted(replies, key=lambda reply: -replies[reply])
-        return [r for r in likeliest if r != NOT_TOLD and np.isin(np.uint64(fingerprint(r)), self.taught)]
+        return [reply for reply in likeliest if reply != NOT_TOLD and is_among(reply, self.taught)]
 
     def _weighed(
         self, some: Sequence[str], for_itself: Callable[[str], float], bearings: Callable[[Sequence[str]], np.ndarray]
@@ -252,6 +248,11 @@ def fingerprint(reply: str) -> int:
 def fingerprints(replies: Iterable[str]) -> np.ndarray:
     """Of each reply, (n,) uint64, sorted and each once."""
     return np.unique(np.array([fingerprint(reply) for reply in replies], np.uint64))
+
+
+def is_among(reply: str, prints: np.ndarray) -> bool:
+    """Whether a reply's fingerprint is one of these."""
+    return bool(np.isin(np.uint64(fingerprint(reply)), prints))
 
 
 def openings(replies: Iterable[str]) -> np.ndarray:
