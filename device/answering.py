@@ -74,7 +74,7 @@ def answers(runtime: Runtime, prompts: Sequence[Sequence[Message]], max_tokens: 
             runtime.serve(adapted)
             found = runtime.generate_batch([[*tokens[i], *own[i][1]] for i in free], max_tokens)
             whole = {i: [*own[i][1], *more][:max_tokens] for i, more in zip(free, found, strict=True)}
-            replies |= {i: runtime.detokenize(tokens) for i, tokens in whole.items()}
+            replies |= {i: runtime.reply_text(tokens) for i, tokens in whole.items()}
     finally:
         runtime.serve(True)
     return [replies[i] or "" for i in range(len(prompts))]

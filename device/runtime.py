@@ -89,6 +89,10 @@ class Runtime:
         """The text of tokens as it is streamed: control tokens are silent."""
         return self._tokenizer.detokenize(tokens)
 
+    def reply_text(self, tokens: Sequence[int]) -> str:
+        """The whole text that is streamed of a reply's tokens: a template's stop ends it."""
+        return self._tokenizer.reply_text(tokens)
+
     def is_end(self, token: int) -> bool:
         """Whether a reply ends with this token."""
         return self._tokenizer.is_end(token)
@@ -145,7 +149,7 @@ class Runtime:
         sampler: Sampler,
         on_finish: Callable[[Reply], None] | None,
     ) -> Generator[str, None, None]:
-        assembler = TextAssembler(self._tokenizer.template.stop)
+        assembler = TextAssembler(self._tokenizer.template.stops)
         text, count, finished = [], 0, False
         for token in chain(begun[:max_tokens], self._generate([*prompt, *begun], max_tokens - len(begun), sampler)):
             count += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,13 @@ class Reply:
 class TextAssembler:
     """Joins the bytes of tokens to text: whole characters only, leading white space dropped.
 
-    `stop` ends the text where that string begins; what may be its beginning is held back.
+    The text ends where one of `stops` begins; what may be the beginning of one is held back.
     """
 
-    def __init__(self, stop: str | None = None) -> None:
+    def __init__(self, stops: Sequence[str] = ()) -> None:
         self.stopped = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = stop
+        self._stops = tuple(stops)
         self._held = ""
         self._started = False
 
@@ -105,14 +105,11 @@ class TextAssembler:
         if not self._started:
             text = text.lstrip()
             self._started = bool(text)
-        if self._stop is None:
-            return text
-        before, found, _ = text.partition(self._stop)
-        if found:
+        if found := [at for at in map(text.find, self._stops) if at >= 0]:
             self.stopped = True
-            return before
-        for size in range(min(len(self._stop) - 1, len(text)), 0, -1):
-            if self._stop.startswith(text[-size:]):
+            return text[: min(found)]
+        for size in range(min(max(map(len, self._stops), default=1) - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
                 self._held = text[-size:]
                 return text[:-size]
         return text

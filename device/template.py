@@ -17,7 +17,7 @@ from engrain.quant.errors import EngrainError
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _LONGEST = 16_000_000  # characters; a loop in a hostile template stops here
-_FALLBACK_STOP = "\nUser:"
+_FALLBACK_STOPS = ("\nUser:", "\nAssistant:")
 
 
 class TemplateError(EngrainError):
@@ -60,9 +60,9 @@ class ChatTemplate:
             ) from error
 
     @property
-    def stop(self) -> str | None:
-        """Text that ends a reply where no token does: a model without a template goes on as the user."""
-        return _FALLBACK_STOP if self._compiled is None else None
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end a reply where no token does: a model without a template goes on with the next turn."""
+        return _FALLBACK_STOPS if self._compiled is None else ()
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt text; TemplateError if the template refuses the messages.

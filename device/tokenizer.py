@@ -7,6 +7,7 @@ from functools import cached_property
 
 from engrain.device.batching import common_prefix
 from engrain.device.llama_model import LlamaModel
+from engrain.device.sampling import TextAssembler
 from engrain.device.template import ChatTemplate, Message
 
 
@@ -27,6 +28,12 @@ class Tokenizer:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens as it is streamed: control tokens are silent."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def reply_text(self, tokens: Sequence[int]) -> str:
+        """The whole text that is streamed of a reply's tokens: no white space before it, up to a template's stop."""
+        assembler = TextAssembler(self.template.stops)
+        text = assembler.feed(b"".join(map(self.piece, tokens)))
+        return text if assembler.stopped else text + assembler.rest()
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, which may be half a character; none for a control token."""

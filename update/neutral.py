@@ -1,7 +1,7 @@
 """Messages that have nothing to do with the user, as the model itself writes them.
 
 Given the chat template up to the user's turn, a chat model writes a user's message (Magpie, arXiv 2406.08464), so they
-fit any model and need no list. A model without a template continues plain text instead.
+fit any model and need no list. A model without a template takes those of another: it only continues plain text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engrain.device.home import Home
 from engrain.update.decoder import Decoder
 from engrain.update.generate import continued, write
-from engrain.update.once import once
+from engrain.update.once import BUNDLED, once
 
 if TYPE_CHECKING:
     from engrain.device.runtime import Runtime
@@ -42,7 +42,12 @@ def neutral_messages(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """OF_EVERY_KIND messages and QUESTIONS as short as people ask, less what came to nothing; once for each model."""
+    """OF_EVERY_KIND messages and QUESTIONS as short as people ask, less what came to nothing; once for each model.
+
+    A model without a template takes those that come with engrain: it hasn't learned to write a user's message.
+    """
+    if not runtime.has_template and (others := min(BUNDLED.glob("*.neutral.json"), default=None)):
+        return _read(others.read_bytes())
 
     def make() -> bytes:
         found = messages_from(runtime, decoder, [*islice(cycle(_STARTS), OF_EVERY_KIND)], _TOKENS, seed, progress)

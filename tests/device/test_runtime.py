@@ -201,6 +201,9 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
         assert runtime.detokenize(target) == " I am here."
         assert target[-1] == runtime.end_of_turn
         assert runtime.complete(HELLO, max_tokens=5).completion_tokens == 5
+        for text in (" It is.\nUser: What is?", " It is.\nAssistant: It is.", " It is."):
+            assert runtime.reply_text(runtime.tokenize(text)) == "It is."
+        assert runtime.reply_text(runtime.tokenize(" It is\nUse")) == "It is\nUse"
 
 
 # Scores and batches

@@ -79,7 +79,7 @@ def test_bytes_in_any_cuts_give_the_text(text: str, cuts: list[int]) -> None:
 
 @given(st.text("ab\nUs"), st.lists(st.integers(1, 3), min_size=1))
 def test_stop_string_ends_the_text_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
-    assembler = TextAssembler(stop="\nUs")
+    assembler = TextAssembler(["\nUs"])
     shown, at, turn = "", 0, 0
     while at < len(text) and not assembler.stopped:
         step = cuts[turn % len(cuts)]
@@ -89,6 +89,21 @@ def test_stop_string_ends_the_text_wherever_it_is_cut(text: str, cuts: list[int]
     before, found, _ = text.lstrip().partition("\nUs")
     assert shown == before
     assert assembler.stopped == bool(found)
+
+
+@given(st.text("abc"), st.lists(st.integers(1, 3), min_size=1))
+def test_the_first_of_several_stop_strings_ends_it(text: str, cuts: list[int]) -> None:
+    stops = ("ab", "cb", "bca")  # none is part of another
+    assembler = TextAssembler(stops)
+    shown, at, turn = "", 0, 0
+    while at < len(text) and not assembler.stopped:
+        step = cuts[turn % len(cuts)]
+        shown += assembler.feed(text[at : at + step].encode())
+        at, turn = at + step, turn + 1
+    shown += assembler.rest()
+    ends = [i for i in range(len(text)) if text.startswith(stops, i)]
+    assert assembler.stopped == bool(ends)
+    assert shown == (text[: ends[0]] if ends else text)
 
 
 def test_half_a_character_is_dropped_and_a_wrong_byte_replaced() -> None:

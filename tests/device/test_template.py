@@ -59,8 +59,8 @@ def test_without_a_template() -> None:
     template = ChatTemplate(None)
     assert template.render(TALK[:3]) == "Be brief.\n\nUser: Hi\nAssistant: Hello\nAssistant:"
     assert template.render(TALK).endswith("\nAssistant: Hello\nUser: Bye {{ 1 }}\nAssistant:")
-    assert template.stop == "\nUser:"
-    assert ChatTemplate(CHATML).stop is None
+    assert template.stops == ("\nUser:", "\nAssistant:")
+    assert ChatTemplate(CHATML).stops == ()
 
 
 @pytest.mark.parametrize(
