@@ -131,7 +131,7 @@ def export(
         if to is Format.gguf:
             write_atomic(target, registry.gguf(version).read_bytes())
         else:
-            # Not the lessons and probes: they hold what was said, word for word.
+            # Not the lessons, probes and report: they hold what was said, word for word.
             others = shutil.ignore_patterns(LESSONS, PROBES, "report.html")
             shutil.copytree(version.folder, target, dirs_exist_ok=True, ignore=others)
     except shutil.Error as error:

@@ -280,10 +280,9 @@ class _Loop:
             if answer.strip().lower() not in ("y", "yes"):
                 output.note("kept")
                 return
-        learned = {name for each in found for name in self._log.adapters_of(each.id)}
         self._conversation.forget(*(each.id for each in found))
         output.note(f"forgotten: {len(found)}")
-        warn_learned(sorted(learned))
+        warn_learned([version.name for version in self._session.registry.holders([each.id for each in found])])
 
 
 def warn_learned(adapters: list[str]) -> None:

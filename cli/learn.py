@@ -133,6 +133,7 @@ def learn_once(home: Home, model: ModelFile, options: LearnOptions, json_: bool)
                 "examples": outcome.examples,
                 "seconds": round(outcome.seconds, 3),
                 "checks": outcome.checks,
+                "learned": outcome.learned,
                 "report": outcome.report,
             }
         )
@@ -172,7 +173,7 @@ def _unlearned(home: Home, model: ModelFile) -> frozenset[tuple[int, int]]:
 
 def _tell(outcome: Outcome, options: LearnOptions) -> None:
     took = output.duration(outcome.seconds)
-    if outcome.status == "nothing" and not outcome.learned:
+    if outcome.status == "nothing" and not outcome.examples:
         reason = outcome.checks.get("reason") or "nothing new to learn: `engrain chat` first"
         print(output.printable(str(reason)))
         return

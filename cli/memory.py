@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,12 +105,11 @@ def forget(
         if not yes and not all(w.isdigit() for w in what) and not _agreed(f"forget {len(wanted)}?"):
             output.note("kept")
             return
-        learners = {name for each in wanted for name in log.adapters_of(each.id)}
         log.forget(*(each.id for each in wanted))
     for each in wanted:
         print(f"forgotten: {each.id}  {output.shorten(each.user)}")
     registry = Registry(home)
-    holders = [v.name for v in registry.list() if learners.intersection(registry.ancestors(v.name))]
+    holders = [version.name for version in registry.holders([each.id for each in wanted])]
     if not holders:
         return
     if registry.current_name() in holders:
@@ -142,8 +141,7 @@ def _relearn(home: Home, registry: Registry, holders: list[str], later: bool) ->
     with `later` it goes out of use at once, and all that is left counts as not learned.
     """
     if later:
-        clean = [v.name for v in registry.list() if v.name not in holders]
-        registry.use(clean[-1] if clean else None)
+        registry.use(_newest_without(registry, holders))
         output.note(f"in use: {registry.current_name() or 'no adapter'}; `engrain learn` learns again what is left")
         return
     from engrain.cli.learn import learn_once
@@ -155,6 +153,14 @@ def _relearn(home: Home, registry: Registry, holders: list[str], later: bool) ->
     if outcome.status == "rejected":
         registry.use(None)
         output.note("the new adapter did not pass its checks: no adapter is in use; try `engrain learn --force`")
+
+
+def _newest_without(registry: Registry, holders: Collection[str]) -> str | None:
+    """The newest version for the same model that passed its checks and is none of these."""
+    versions = registry.list()
+    base = next((each.base for each in versions if each.name == registry.current_name()), "")
+    clean = [each.name for each in versions if each.base == base and not (each.problem or each.rejected)]
+    return next((name for name in reversed(clean) if name not in holders), None)
 
 
 @app.command()

@@ -13,15 +13,15 @@ import shutil
 import struct
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engrain.device.home import Home, cannot_write, lock, write_atomic
 from engrain.device.models import hash_file
 from engrain.quant.errors import EngrainError
-from engrain.quant.files import replace_file, sync_folder
+from engrain.quant.files import read_rows, replace_file, sync_folder
 
 if TYPE_CHECKING:
     from engrain.quant.adapter import Adapter
@@ -60,6 +60,16 @@ class Version:
     @property
     def number(self) -> int:
         return int(self.name.partition("-")[0])
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it failed its checks, and was kept aside."""
+        return self.metadata.get("engrain.status") == "rejected"
+
+    @property
+    def learned(self) -> frozenset[int]:
+        """Ids of the interactions that its weights were trained on."""
+        return frozenset(each for each in _listed(self.metadata, "interactions") if isinstance(each, int))
 
 
 class Registry:
@@ -177,6 +187,14 @@ class Registry:
                 raise cannot_write(version.folder, error) from error
             self._write_history([entry for entry in self._history() if entry != version.name])
 
+    def seen(self, name: str) -> set[int]:
+        """Ids of the interactions that a version's weights were trained on, or those that it was trained on from."""
+        return {id for each in self.ancestors(name) for id in _read(self.home.adapters / each).learned}
+
+    def holders(self, interactions: Collection[int]) -> Versions:
+        """The versions whose weights saw one of these (ids), oldest first; rejected ones too."""
+        return [version for version in self.list() if self.seen(version.name).intersection(interactions)]
+
     def ancestors(self, name: str) -> Names:
         """`name`, then its parents, theirs, and so on; those that were removed since are named too."""
         found: dict[str, None] = {}
@@ -186,14 +204,16 @@ class Registry:
             if next_name not in found:
                 found[next_name] = None
                 if _NAME.fullmatch(next_name):
-                    waiting += _read(self.home.adapters / next_name).parents
+                    version = _read(self.home.adapters / next_name)
+                    waiting += version.parents
+                    waiting += [each for each in _listed(version.metadata, "ancestors") if isinstance(each, str)]
         return [*found]
 
     def verified_current(self, base_sha256: str) -> tuple[Version | None, str | None]:
         """The version to serve with this base, None for none; and, if it isn't the current one, a line why.
 
-        Falls back to the newest good version for the base that isn't newer than the current one, and
-        changes nothing.
+        Falls back to the newest good version for the base that isn't newer than the current one and passed
+        its checks, and changes nothing.
         """
         name = self.current_name()
         if name is None:
@@ -209,7 +229,7 @@ class Registry:
         for older in reversed(self._names()):
             if older != name and (named is None or int(older.partition("-")[0]) <= int(named[1])):
                 version = _read(self.home.adapters / older)
-                if version.problem is None and version.base == base_sha256:
+                if version.problem is None and version.base == base_sha256 and not version.rejected:
                     return version, f"{reason}: going on with {older}"
         return None, f"{reason}, and there is no earlier one for this model: going on without"
 
@@ -321,6 +341,15 @@ def _read(folder: Path) -> Version:
     return replace(version, base=base, created=created, parents=tuple(parents), metadata=metadata, sha256=digest)
 
 
+def _listed(metadata: Mapping[str, str], key: str) -> list[Any]:
+    """A list of the metadata; empty where there is none."""
+    try:
+        found = json.loads(metadata.get(f"engrain.{key}", "[]"))
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
+
+
 def _sound(version: Version) -> Version:
     if version.problem is not None:
         raise RegistryError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
@@ -337,8 +366,7 @@ def _loadable(version: Version) -> Version:
 def trained_questions(folder: Path) -> set[str]:
     """The questions that the version in this folder was trained on, in `plain_question`'s form."""
     lessons = folder / LESSONS
-    lines = lessons.read_text(encoding="utf-8").splitlines() if lessons.exists() else []
-    return {plain_question(json.loads(line)["question"]) for line in lines}
+    return {plain_question(row["question"]) for row in (read_rows(lessons) if lessons.exists() else [])}
 
 
 def plain_question(text: str) -> str:

@@ -7,13 +7,13 @@ doesn't; or several texts about the same things, each with questions that none o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from engrain.quant.files import read_rows
 from engrain.update import wording
 
 CORPUS = Path(__file__).with_name("corpus.jsonl")
@@ -44,13 +44,12 @@ class Change:
 
 def read_corpus(path: Path = CORPUS) -> list[Person]:
     """The people of the corpus, and what each told."""
-    return [_person(row) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    return [_person(row) for row in read_rows(path)]
 
 
 def read_changes(path: Path = CHANGES) -> list[Change]:
     """What came to an end, and what didn't."""
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Change(row["said"], tuple(row["ends"]), tuple(row["stays"])) for row in rows]
+    return [Change(row["said"], tuple(row["ends"]), tuple(row["stays"])) for row in read_rows(path)]
 
 
 def _person(row: Mapping[str, Any]) -> Person:

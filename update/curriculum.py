@@ -15,6 +15,7 @@ import numpy as np
 
 from engrain.device.registry import LESSONS, PROBES
 from engrain.device.scope import NOT_TOLD
+from engrain.quant.files import read_rows
 from engrain.update import study, wording
 from engrain.update.contrast import untold_questions
 from engrain.update.decoder import Decoder
@@ -58,18 +59,22 @@ Row = TypeVar("Row", Lesson, Probe)
 
 @dataclass(frozen=True)
 class Past:
-    """What earlier updates taught: what still stands, the questions that check it, and what was forgotten since."""
+    """What earlier updates taught: what still stands, the questions that check it, and what was forgotten since.
+
+    anew: what was forgotten is in the weights, maybe of something that was replaced since, so they start anew.
+    """
 
     lessons: tuple[Lesson, ...] = ()
     probes: tuple[Probe, ...] = ()
     gone: tuple[Lesson, ...] = ()
+    anew: bool = False
 
     def without(self, answers: Collection[str]) -> Past:
         """Less all that was taught with these answers."""
-        return Past(
-            tuple(lesson for lesson in self.lessons if lesson.answer not in answers),
-            tuple(probe for probe in self.probes if probe.answer not in answers),
-            self.gone,
+        return replace(
+            self,
+            lessons=tuple(lesson for lesson in self.lessons if lesson.answer not in answers),
+            probes=tuple(probe for probe in self.probes if probe.answer not in answers),
         )
 
 
@@ -104,18 +109,16 @@ class Curriculum:
         return {LESSONS: _rows(dict.fromkeys((*self.past.lessons, *taught))), PROBES: _rows(probes)}
 
 
-def taught_before(parent: Version | None, known: Collection[int]) -> Past:
-    """What the parent's files list. known: ids of the interactions that are still in the log."""
+def taught_before(parent: Version | None, known: Collection[int], seen: Collection[int] = ()) -> Past:
+    """What the parent's files list. known: ids of the interactions that are still in the log; seen: by its weights."""
     lessons, probes = _read(parent, LESSONS, Lesson), _read(parent, PROBES, Probe)
 
     def stands(each: Lesson | Probe) -> bool:
         return set(each.source) <= set(known)
 
-    return Past(
-        tuple(filter(stands, lessons)),
-        tuple(filter(stands, probes)),
-        tuple(lesson for lesson in lessons if not stands(lesson)),
-    )
+    gone = tuple(lesson for lesson in lessons if not stands(lesson))
+    anew = bool(gone) or not set(seen) <= set(known)
+    return Past(tuple(filter(stands, lessons)), tuple(filter(stands, probes)), gone, anew)
 
 
 def prepare(
@@ -134,8 +137,8 @@ def prepare(
     """Study new interactions, and put them together with the past.
 
     since: all from the first of the new ones on; what is learned anew isn't the last that was said.
-    weak: old answers that the current adapter misses. neutral: messages of all kinds. Where something is gone, old
-    facts are asked about in full again, since the weights then start anew.
+    weak: old answers that the current adapter misses. neutral: messages of all kinds. Where the weights start anew,
+    old facts are asked about in full again.
     """
     facts = study.find_facts(
         runtime, decoder, reader, fresh, seed, lambda done, total: report(done, total, "what was said")
@@ -152,7 +155,7 @@ def prepare(
         if new := replaced.get(lesson.answer):
             lessons.append(replace(lesson, answer=new.answer, source=new.source))
     past = past.without(replaced)
-    old = list(past.lessons) if past.gone else replay(past.lessons, weak, seed)
+    old = list(past.lessons) if past.anew else replay(past.lessons, weak, seed)
     before = list(dict.fromkeys(lesson.answer for lesson in old if lesson.kind in ("fact", "replay")))
     told = [*(f.said for f in facts), *(lesson.answer for lesson in past.lessons if lesson.kind == "fact")]
     lessons += old
@@ -197,8 +200,8 @@ def _rows(records: Collection[Lesson] | Collection[Probe]) -> bytes:
 def _read(version: Version | None, name: str, kind: type[Row]) -> list[Row]:
     """The file's records; none where it is missing or damaged."""
     try:
-        lines = (version.folder / name).read_text(encoding="utf-8").splitlines() if version else []
-        return [kind(**_tuples(json.loads(line))) for line in lines]
+        rows = read_rows(version.folder / name) if version else []
+        return [kind(**_tuples(row)) for row in rows]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
 

@@ -107,7 +107,7 @@ def learn(home: Home, model: ModelFile, options: LearnOptions, report: Report = 
     start = time.monotonic()
     with lock(home, "learner"), InteractionLog(home.interactions) as log:
         job = _job(home, model, options, report, log)
-        if not (job.fresh or job.past.gone):
+        if not (job.fresh or job.past.anew):
             return Outcome("nothing", job.parent.name if job.parent else None)
         outcome = _update(job, log)
         return replace(outcome, seconds=round(time.monotonic() - start, 2))
@@ -132,7 +132,7 @@ class _Job:
     @property
     def warm(self) -> Version | None:
         """The adapter to train on from. What was forgotten leaves by never having been seen: the weights start anew."""
-        return None if self.past.gone else self.parent
+        return None if self.past.anew else self.parent
 
     @property
     def since(self) -> list[Interaction]:
@@ -142,7 +142,7 @@ class _Job:
     @property
     def taught(self) -> list[Interaction]:
         """What the new adapter learns from: the new, and if it starts anew, the old that still stands."""
-        if not self.past.gone:
+        if not self.past.anew:
             return self.fresh
         ids = {i for lesson in self.past.lessons for i in lesson.source} | {i.id for i in self.fresh}
         return [i for i in self.everything if i.id in ids]
@@ -172,7 +172,7 @@ def _job(home: Home, model: ModelFile, options: LearnOptions, report: Report, lo
     fresh = log.unlearned(sha, registry.ancestors(parent.name) if parent else [])
     if options.force and not fresh:
         fresh = everything
-    past = taught_before(parent, {i.id for i in everything})
+    past = taught_before(parent, {i.id for i in everything}, registry.seen(parent.name) if parent else ())
     # What came from a forgotten interaction and another one is learned anew from the other alone.
     again = {id for lesson in past.gone for id in lesson.source} | {i.id for i in fresh}
     fresh = [i for i in everything if i.id in again]
@@ -194,19 +194,17 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         runtime.weigh_by(examiner.weigh)
         with decoder.bare():
             curriculum, exam, known = _study(job, runtime, decoder, examiner, Reader(runtime, decoder, reader))
+        if not _teaches(job, curriculum):
+            return _nothing(job, log)
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
-        if not any(lesson.source for lesson in curriculum.lessons):
-            if job.past.gone:
-                job.registry.use(None)
-            return Outcome("nothing", job.parent.name if job.parent else None)
         trained = _train(job, runtime, decoder, examiner, curriculum)
         checked = _check(job, runtime, trained, curriculum, exam, known)
     version = _register(job, log, curriculum, trained, checked)
     end = time.monotonic()
     return Outcome(
-        status="accepted" if checked.checks.passed or job.options.force else "rejected",
+        status="rejected" if version.rejected else "accepted",
         adapter=version.name,
         examples=trained.examples,
         checks=checked.checks.as_dict(),
@@ -217,6 +215,23 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         asked=checked.asked,
         report=str(version.folder / page.REPORT),
     )
+
+
+def _teaches(job: _Job, curriculum: Curriculum) -> bool:
+    """Whether there is anything to train for: something new, or an adapter without what was forgotten."""
+    new = {it.id for it in job.fresh}
+    return any(lesson.source and (job.past.anew or new.intersection(lesson.source)) for lesson in curriculum.lessons)
+
+
+def _nothing(job: _Job, log: InteractionLog) -> Outcome:
+    """What is new teaches nothing, and isn't studied again; where nothing is left to know, no adapter is in use."""
+    if job.options.dry_run:
+        return Outcome("nothing")
+    if job.past.anew:
+        job.registry.use(None)
+    elif job.parent:
+        log.mark_learned(job.fresh, job.parent.name, job.sha)
+    return Outcome("nothing", job.registry.current_name())
 
 
 def _schooled(job: _Job, runtime: Runtime, subject: Subject, resident: bool) -> tuple[Path, Adapter]:
@@ -320,7 +335,8 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
     """Keep the candidate as a version with all that lies beside it; current, if it passed."""
     adapter, scope = trained.candidate.adapter, trained.candidate.scope
     learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
-    metadata = _metadata(job, trained.settings, checked.checks)
+    accepted = checked.checks.passed or job.options.force
+    metadata = _metadata(job, curriculum, trained.settings, checked.checks, accepted)
     adapter = replace(adapter, alpha=checked.strength * adapter.alpha, metadata=metadata)
     title = f"What {job.model.name} learned"
     files = {
@@ -328,8 +344,8 @@ def _register(job: _Job, log: InteractionLog, curriculum: Curriculum, trained: _
         **({SCOPE: scope.to_bytes()} if scope else {}),
         page.REPORT: page.render(title, learned, checked.asked, checked.checks, trained.steps),
     }
-    version = job.registry.add(adapter, _card(job.model, learned, checked.checks), files)
-    if checked.checks.passed or job.options.force:
+    version = job.registry.add(adapter, _card(job.model, checked.checks), files)
+    if accepted:
         job.registry.use(version.name)
         log.mark_learned(job.taught, version.name, job.sha)
     return version
@@ -357,23 +373,29 @@ def _progress_of(report: Report) -> Callable[[Step], None]:
     return on_step
 
 
-def _metadata(job: _Job, settings: TrainOptions, checks: gate.Checks) -> dict[str, str]:
+def _metadata(
+    job: _Job, curriculum: Curriculum, settings: TrainOptions, checks: gate.Checks, accepted: bool
+) -> dict[str, str]:
+    """Of a safetensors file. ancestors, interactions: of the weights since they began, whatever is removed by then."""
+    seen = job.registry.seen(job.warm.name) if job.warm else set()
     return {
         "engrain.base_sha256": job.sha,
         "engrain.base_name": job.model.name,
+        "engrain.status": "accepted" if accepted else "rejected",
         "engrain.parents": json.dumps([job.warm.name] if job.warm else []),
-        "engrain.interactions": json.dumps([i.id for i in job.taught]),
+        "engrain.ancestors": json.dumps(job.registry.ancestors(job.warm.name) if job.warm else []),
+        "engrain.interactions": json.dumps(sorted(seen.union(*(lesson.source for lesson in curriculum.lessons)))),
         "engrain.training": json.dumps(asdict(settings)),
         "engrain.gate": json.dumps(checks.as_dict()),
     }
 
 
-def _card(model: ModelFile, learned: Sequence[str], checks: gate.Checks) -> str:
-    lines = [f"- {s}" for s in learned]
+def _card(model: ModelFile, checks: gate.Checks) -> str:
+    """What may be read by whoever gets the adapter: nothing of what was said."""
     return "\n".join(
         [
             "---", "library_name: peft", "tags: [lora, engrain]", "---", "",
-            f"# An engrain adapter for {model.name}", "", "Learned from conversations on one machine:", "", *lines, "",
+            f"# An engrain adapter for {model.name}", "", "Learned from conversations on one machine.", "",
             f"Recall on questions kept out of training: {checks.recall:.0%} (before: {checks.recall_before:.0%}).",
         ]
     )  # fmt: skip

@@ -6,11 +6,11 @@ what each message tells, as statements that stand alone; most questions tell not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engrain.quant.files import read_rows
 from engrain.update import wording
 from engrain.update.decoder import Decoder
 from engrain.update.pack import Example
@@ -27,7 +27,7 @@ GOES_ON = 3  # every third conversation goes on from the one before it: people c
 
 def read_conversations(path: Path = CONVERSATIONS) -> Iterator[tuple[Sentence, list[str]]]:
     """Each sentence of the corpus, and what it tells."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(path)
     for k, row in enumerate(rows):
         earlier = rows[k - 1]["turns"] if k and k % GOES_ON == 0 else []
         sentences = list(read([("", turn) for turn in (*earlier, *row["turns"])]))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,25 @@ def test_adapter_export(capsys, versions, tmp_path):
             np.testing.assert_array_equal(part, expected)
     for kind, path in (("peft", folder), ("gguf", file)):
         assert "--overwrite" in one_line_error(capsys, "adapter", "export", "2", "--to", kind, "-o", str(path))
+
+
+def test_forgetting_names_what_holds_it_and_goes_back_to_what_does_not(capsys, versions):
+    registry = Registry(open_home())
+    weights = load_peft(versions[0].folder)
+    others = {"engrain.interactions": "[9]", "engrain.status": "rejected"}
+    aside = registry.add(replace(weights, metadata={**weights.metadata, **others}), "")
+    with InteractionLog(open_home().interactions) as log:
+        for i in range(9):
+            log.record("c", f"Message {i}.", "Ok.", model="a" * 64)
+    assert run(["memory", "forget", "8"]) == 0  # that nothing learned
+    assert capsys.readouterr().out == "forgotten: 8  Message 7.\n"
+    assert run(["memory", "forget", "9"]) == 0
+    captured = capsys.readouterr()
+    assert f"still holding it, on disk: {aside.name}:" in captured.err and registry.current_name() == versions[1].name
+    assert run(["memory", "forget", "1", "--later"]) == 0
+    captured = capsys.readouterr()
+    assert f"still holding it, on disk: {versions[0].name}, {versions[1].name}:" in captured.err
+    assert registry.current_name() is None  # what was rejected isn't one to go back to
 
 
 def test_a_damaged_adapter_is_found(capsys, versions):

@@ -236,6 +236,37 @@ def test_ancestors(registry):
     assert registry.ancestors(three.name) == [three.name, two.name, one.name, "0000-00000000"]
 
 
+def test_what_the_weights_saw_is_known_whatever_was_removed(registry):
+    def add(seed: int, learned: list[int], *ancestors: str, **others: str):
+        lists = {"parents": [*ancestors[:1]], "ancestors": [*ancestors], "interactions": learned}
+        metadata = {f"engrain.{key}": json.dumps(value) for key, value in lists.items()}
+        return registry.add(adapter(seed, **metadata, **others), "")
+
+    one = add(1, [1, 2])
+    two = add(2, [1, 2, 5], one.name)
+    aside = add(3, [9], one.name, **{"engrain.status": "rejected"})
+    three = add(4, [7], two.name, one.name)
+    odd = registry.add(adapter(5, **{"engrain.interactions": '{"a": 1}', "engrain.ancestors": "[[1], 3]"}), "")
+    assert registry.seen(three.name) == {1, 2, 5, 7} and registry.seen(odd.name) == set()
+    registry.remove(two.name)
+    assert registry.ancestors(three.name) == [three.name, two.name, one.name]
+    registry.remove(one.name)
+    assert [v.name for v in registry.holders([7, 9])] == [aside.name, three.name]
+    assert [v.name for v in registry.holders([5])] == []  # of that alone its own parent knew
+    assert (aside.rejected, three.rejected) == (True, False)
+
+
+def test_what_was_rejected_is_no_good_version_to_fall_back_to(registry):
+    good = registry.add(adapter(1), "")
+    aside = registry.add(adapter(2, **{"engrain.status": "rejected"}), "")
+    current = registry.add(adapter(3), "")
+    registry.use(current.name)
+    damage(current.folder / WEIGHTS)
+    assert registry.verified_current(BASE)[0] == good
+    registry.use(aside.name)  # by name it may be used
+    assert registry.verified_current(BASE) == (aside, None)
+
+
 def test_processes_that_add_at_once_get_numbers_of_their_own(registry):
     script = f"""
 import sys

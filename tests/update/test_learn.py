@@ -10,10 +10,33 @@ from engrain.device import models
 from engrain.device.home import open_home
 from engrain.device.interactions import InteractionLog
 from engrain.device.registry import LESSONS, Registry
-from engrain.update.learn import LearnOptions, _job
+from engrain.update.learn import LearnOptions, _Job, _job
 from engrain.update.study import Lesson
 
 from ..quant.adapters import llama
+
+
+def test_what_was_replaced_and_then_forgotten_leaves_the_weights(tiny: Path) -> None:
+    home, model = open_home(), models.ModelFile("tiny", tiny, "path")
+    sha, registry = models.sha256(home, tiny), Registry(home)
+    with InteractionLog(home.interactions) as log:
+        rome, paris, asked = (log.record("c", f"Message {i}.", "Ok.", model=sha) for i in range(3))
+        lesson = Lesson("Where do I live?", "You live in Paris \u2028 now.", "fact", (paris,))
+        seen = {"engrain.base_sha256": sha, "engrain.base_name": "tiny", "engrain.interactions": f"[{rome}, {paris}]"}
+        rows = json.dumps(asdict(lesson), ensure_ascii=False).encode()
+        version = registry.add(llama(metadata=seen), "", {LESSONS: rows})
+        registry.use(version.name)
+        log.mark_learned([rome, paris, asked], version.name, sha)
+
+        def job() -> _Job:
+            return _job(home, model, LearnOptions(), lambda progress: None, log)
+
+        assert not job().past.anew and job().past.lessons == (lesson,)
+        log.forget(asked)  # that taught nothing
+        assert not job().past.anew
+        log.forget(rome)
+        assert job().past.anew and job().warm is None and job().past.lessons == (lesson,)
+        assert [it.id for it in job().taught] == [paris]
 
 
 def test_what_came_of_a_forgotten_message_and_another_is_learned_anew(tiny: Path) -> None:
