@@ -38,7 +38,7 @@ CLOSE = 1.0  # nats by which another reply may count less than the best that is 
 OPENING = 3  # words by which a reply is known that goes on to what is remembered
 _PRINTS = ("taught", "beginnings", "openings")  # a scope's fingerprints
 _HUBNESS = "hubness"
-_QUESTION = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
+QUESTION_MARKS = ("?", "？", "؟", "\u037e")  # the last is Greek, and looks like a semicolon
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ class Coverage:
         if best >= bound:
             ranked = sorted(weighed, key=lambda reply: -weighed[reply])
             return " ".join(reply for reply in ranked[:2] if weighed[reply] >= max(bound, best - CLOSE))
-        asks = any(mark in self.message for mark in _QUESTION)
+        asks = any(mark in self.message for mark in QUESTION_MARKS)
         moved = max(replies.values(), default=-math.inf) > scale.moved
         deep = self.facts > (PERSONAL if self.formed else DEEP)
         return NOT_TOLD if deep and moved and asks else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from engrain.device.scope import QUESTION_MARKS
 from engrain.update import frames, wording
 from engrain.update.decoder import Decoder
 from engrain.update.likelihood import log_probabilities
@@ -26,6 +27,7 @@ DRAFTS, LIKELY, ASKED = 16, 14, 13  # questions that the tutor writes for a fact
 OFTEN = 6  # of those kept, asked in every epoch; the others are dealt out
 ANSWERED = 0.0  # nats of log-odds from which a question is answered
 SURE, ALIKE = 6.0, 4.0  # nats above which one isn't surer, that a question in the words of another is worth less
+_PART = "\ufffd"  # of a character, as it is decoded
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,12 @@ def surprising_words(
 
 
 def _token_spans(runtime: Runtime, tokens: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The tokens' text in lower case, and from where to where in it each stands."""
-    text, spans = "", []
-    for token in tokens:
-        piece = runtime.detokenize([token]).lower()
-        spans.append((len(text), len(text) + len(piece)))
-        text += piece
+    """The tokens' text in lower case, and from where to where in it each stands; two may share a character."""
+    text, spans, whole = "", [], 0
+    for end in range(1, len(tokens) + 1):
+        text = runtime.detokenize(tokens[:end]).lower()
+        before, whole = whole, len(text.rstrip(_PART))
+        spans.append((before, whole + text.endswith(_PART)))
     return text, spans
 
 
@@ -183,7 +185,7 @@ def gives_away(question: str, fact: Fact) -> bool:
 def tidy_question(text: str) -> str | None:
     """One question in the user's own person, or None."""
     text = text.strip().split("\n")[0].strip()
-    end = text.find("?")
+    end = min((at for mark in QUESTION_MARKS if (at := text.find(mark)) >= 0), default=-1)
     if end < 0:
         if not text.lower().startswith("tell me"):
             return None

@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)]*\s+|\n+")
+from engrain.device.scope import QUESTION_MARKS
+
+_SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)]*\s+|(?<=[。！？])(?=\w)|\n+")
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Dr|Mr|Mrs|Ms|Prof|St|No|Nr|vs|etc|e\.g|i\.e|z\.B)\.$")
-_WORD = re.compile(r"[^\W_]+(?:[-'’.@][^\W_]+)*", re.UNICODE)
+# Where no spaces part words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each character is one.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:[-'’.@][^\W_{_UNSPACED}]+)*", re.UNICODE)
 
 _TURN = {
     "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself",
@@ -114,7 +118,7 @@ def has_digit(text: str) -> bool:
 def is_statement(sentence: str) -> bool:
     """Whether a sentence tells something: no question, no request, no greeting."""
     found = words(sentence)
-    if len(found) + sum("'" in w for w in found) < 3 or sentence.rstrip("\"'”’) ").endswith(("?", "？")):
+    if len(found) + sum("'" in w for w in found) < 3 or sentence.rstrip("\"'”’) ").endswith(QUESTION_MARKS):
         return False
     personal = any(w in _FIRST_PERSON for w in found)
     first = found[0].split("'")[0] if found[0].endswith("'s") else found[0]  # "What's a quick breakfast"

@@ -11,7 +11,7 @@ from engrain.device.runtime import Runtime
 from engrain.quant.gguf import open_gguf
 from engrain.update import frames, wording
 from engrain.update.decoder import Decoder
-from engrain.update.study import surprising_words, to_fact, with_surprising
+from engrain.update.study import surprising_words, tidy_question, to_fact, with_surprising
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,16 @@ def test_statements_are_told_from_questions_and_requests() -> None:
     assert [wording.is_statement(s) for s in told + asked] == [True] * 3 + [False] * 4
 
 
+def test_where_no_spaces_part_words_each_character_is_one() -> None:
+    assert wording.words("我的猫叫小白 and Tom") == [*"我的猫叫小白", "and", "tom"]
+    parted = ["我的猫叫小白。", "它三岁。", "Its vet is Dr. Lee."]
+    assert wording.sentences("".join(parted)) == parted
+    told = ["我的猫叫小白。", "うちの犬はポチです。", "แมวของฉันชื่อส้ม"]
+    asked = ["我的猫叫什么？", "ما هو اسم قطتي؟"]
+    assert [wording.is_statement(s) for s in told + asked] == [True] * 3 + [False] * 2
+    assert [tidy_question(s) for s in asked] == asked
+
+
 def test_sentences_keep_abbreviations_whole() -> None:
     assert wording.sentences("I saw Dr. Osei today. He was kind! Was he?") == [
         "I saw Dr. Osei today.",
@@ -77,7 +87,7 @@ def test_grammar_asks_what_a_person_would(said: str, question: str) -> None:
 
 
 def test_the_words_that_are_news_are_those_that_llama_cpp_expects_least(tiny: Path) -> None:
-    said = ["My goat Pimlico eats thistles.", "We parked the yellow van behind the old mill.", "Oh."]
+    said = ["My goat Pimlico eats thistles.", "We parked the van behind the old mill.", "Oh.", "My dog is Bořek."]
     decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
     with Runtime.load(tiny) as runtime:
         found = surprising_words(runtime, decoder, said, keep=99)
