@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -106,7 +107,9 @@ def demo(
     home = homes.open_home(root)
     from engrain.device import models
 
-    chosen = models.resolve(home) if model is None else models.use(home, model)
+    # Of that name among the user's own models, which the demo's home doesn't know.
+    named = None if model is None else str(models.resolve(homes.open_home(), model).path)
+    chosen = models.resolve(home) if named is None else models.use(home, named)
     output.note(f"model {chosen.name}; this demo's data are in {root}")
     seconds: dict[str, float] = {}
     before = _ask_all(root, seconds, "ask before")
@@ -160,7 +163,7 @@ def _ask_all(root: Path, seconds: dict[str, float], step: str) -> list[dict[str,
     start = time.monotonic()
     answers = _engrain(root, ["ask", "--batch", "-", "--max-tokens", "48"], lines)
     seconds[step] = time.monotonic() - start
-    return [json.loads(line) for line in answers.splitlines()]
+    return [json.loads(line) for line in answers.strip().split("\n")]
 
 
 def _tell_all(root: Path, seconds: dict[str, float]) -> None:
@@ -266,4 +269,5 @@ def _print(result: dict[str, Any]) -> None:
     print("seconds        " + ", ".join(f"{step} {value}" for step, value in result["seconds"].items()))
     print(f"adapter        {result['adapter'] or 'none was kept'}")
     print(f"data folder    {result['home']} (kept; delete it when you like)")
-    print(f'to go on       ENGRAIN_HOME={result["home"]} engrain ask "What is my cat\'s name?"')
+    command = "engrain" if shutil.which("engrain") else Path(sys.executable).with_name("engrain")
+    print(f'to go on       ENGRAIN_HOME={result["home"]} {command} ask "What is my cat\'s name?"')

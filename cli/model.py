@@ -77,7 +77,7 @@ def use(name: Annotated[str, typer.Argument(metavar="NAME", help="A model's name
     """Chat with this model from now on.
 
     \b
-      engrain model use SmolLM2-135M-Instruct
+      engrain model use SmolLM2-135M-Instruct.Q4_1
     """
     from engrain.device import models
 

@@ -84,6 +84,11 @@ class Conversation:
         self._covered = bool(self._runtime.covers(exchanges[-1].user))
 
     @property
+    def _served(self) -> str | None:
+        """The adapter's name for the log."""
+        return self.adapter if self.adapter is not None else self._runtime.adapter
+
+    @property
     def last_id(self) -> int | None:
         """The id of this conversation's last interaction in the log."""
         last = self._log.last(self.id) if self._log is not None else None
@@ -99,8 +104,8 @@ class Conversation:
             raise EngrainError("there is nothing to answer: say something")
         replies: list[Reply] = []
         dropped = self.dropped_turns
-        covered = self._runtime.covers(text, follows=self._covered)
         try:
+            covered = self._runtime.covers(text, follows=self._covered)
             stream = respond(
                 self._runtime,
                 self._fitting(text),
@@ -110,8 +115,10 @@ class Conversation:
                 seed=self.seed,
                 on_finish=replies.append,
             )
-        except BaseException:
+        except BaseException as error:
             self.dropped_turns = dropped  # a text that doesn't fit at all takes no turns with it
+            if isinstance(error, KeyboardInterrupt):  # while memory was asked
+                self._record(self.id, text, "", self.system, self._served, complete=False)
             raise
         self._covered = bool(covered)
         return self._record_stream(text, stream, replies)
@@ -119,8 +126,7 @@ class Conversation:
     def _record_stream(self, text: str, stream: Iterator[str], replies: list[Reply]) -> Generator[str, None, None]:
         pieces: list[str] = []
         # What belongs to the exchange is fixed now: the caller may begin anew between two pieces.
-        conversation, turns, system = self.id, self._turns, self.system
-        adapter = self.adapter if self.adapter is not None else self._runtime.adapter
+        conversation, turns, system, adapter = self.id, self._turns, self.system, self._served
         try:
             for piece in stream:
                 pieces.append(piece)
@@ -128,19 +134,19 @@ class Conversation:
             self.last_reply = replies[0]
         finally:
             reply = "".join(pieces)
-            id = None
-            if self._log is not None:
-                id = self._log.record(
-                    conversation,
-                    text,
-                    reply,
-                    system=system,
-                    model=self._model_sha,
-                    adapter=adapter,
-                    complete=bool(replies),
-                )
+            id = self._record(conversation, text, reply, system, adapter, complete=bool(replies))
             if reply:  # templates don't expect an empty turn
                 turns.append(_Turn(text, reply, id))
+
+    def _record(
+        self, conversation: str, text: str, reply: str, system: str | None, adapter: str | None, complete: bool
+    ) -> int | None:
+        """The exchange's id in the log; None where nothing is recorded."""
+        if self._log is None:
+            return None
+        return self._log.record(
+            conversation, text, reply, system=system, model=self._model_sha, adapter=adapter, complete=complete
+        )
 
     def _fitting(self, text: str) -> list[Message]:
         """Messages for the next reply, without the oldest turns where the context can't hold all.

@@ -248,12 +248,10 @@ class InteractionLog:
 
         Raises LogError that names the line at fault.
         """
+        rows = [_parse(line, number) for number, line in enumerate(file, 1) if line.strip()]  # a pipe may take its time
         added = 0
         with self._transaction():
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                new = _parse(line, number)
+            for new in rows:
                 same = (new.conversation, new.time, new.user, new.reply)  # floats survive JSON exactly
                 if self._db.execute(_KNOWN, same).fetchone() is None:
                     self._insert(new)

@@ -49,7 +49,7 @@ def add(home: Home, path: Path) -> ModelFile:
 
     path = path.expanduser().absolute()
     if (kind := open_gguf(path).metadata.get("general.type", "model")) != "model":
-        raise ModelError(f"{path} is of type {kind!r:.40}, not a model: for adapters there is `engrain adapter import`")
+        raise ModelError(f"{path} is of type {kind!r:.40}, not a model: give the model's own GGUF")
     entries = _entries(home)
     for name, known in entries.items():
         if Path(known) == path:

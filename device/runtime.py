@@ -293,9 +293,9 @@ class Runtime:
 
     # Scoring
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits (n_tokens, n_vocab) float32 at every position, from an empty context."""
-        return self._evaluate(tokens, outputs=len(tokens))
+    def logits(self, tokens: Sequence[int], last: int | None = None) -> np.ndarray:
+        """Logits (n_tokens, n_vocab) float32 at every position, or at the last few, from an empty context."""
+        return self._evaluate(tokens, outputs=len(tokens) if last is None else last)
 
     def score(self, prompt: Sequence[int], target: Sequence[int]) -> np.ndarray:
         """Log-probabilities (n_target,) float64, in nats, of target tokens that follow the prompt."""

@@ -55,7 +55,7 @@ def load_state(folder: Path, key: str, params: Sequence[Tensor], optimiser: torc
     with torch.no_grad():
         for p, weight, state in zip(params, weights, moments, strict=True):
             p.copy_(weight)
-            optimiser.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in state.items()}
+            optimiser.state[p] = {k: v.to(p.device) for k, v in state.items()}
     return step, seconds
 
 

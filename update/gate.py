@@ -88,7 +88,7 @@ def divergence(runtime: Runtime, anchors: Sequence[Example]) -> float:
         if anchor.teacher is None:
             continue
         ids, teacher = (t.numpy() for t in anchor.teacher)
-        rows = runtime.logits(anchor.tokens)[anchor.start - 1 : len(anchor.tokens) - 1].astype(np.float64)
+        rows = runtime.logits(anchor.tokens[:-1], len(anchor.tokens) - anchor.start).astype(np.float64)
         log_p = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
         picked = np.take_along_axis(log_p, ids, axis=1)
         rest_t = np.log1p(-np.minimum(np.exp(teacher).sum(1), 1 - 1e-6))
@@ -101,11 +101,15 @@ def divergence(runtime: Runtime, anchors: Sequence[Example]) -> float:
 def came_back(runtime: Runtime, gone: Sequence[Lesson], standing: Sequence[Lesson] = ()) -> float:
     """Share of the questions for forgotten answers that are answered with all of an answer's new words.
 
-    standing: lessons that are still taught; words of theirs betray nothing.
+    standing: lessons that are still taught; words of theirs betray nothing. A question too long to be asked isn't.
     """
     known = {word for lesson in standing for word in wording.content_words(lesson.answer)}
     news = [set(wording.content_words(g.answer)) - set(wording.content_words(g.question)) - known for g in gone]
-    asked = [(lesson.question, words) for lesson, words in zip(gone, news, strict=True) if words]
+    asked = [
+        (lesson.question, words)
+        for lesson, words in zip(gone, news, strict=True)
+        if words and len(runtime.prompt_tokens([{"role": "user", "content": lesson.question}])) < runtime.n_ctx
+    ]
     found = answers(runtime, [question for question, _ in asked])
     hits = [words <= set(wording.words(text)) for (_, words), text in zip(asked, found, strict=True)]
     return sum(hits) / len(hits) if hits else 0.0

@@ -126,7 +126,7 @@ class _Sums:
 
 def _log_probabilities(runtime: Runtime, window: Window) -> np.ndarray:
     """(n_counted, n_vocab) float64, nats."""
-    rows = runtime.logits(window.tokens)[window.first :].astype(np.float64)
+    rows = runtime.logits(window.tokens, len(window.tokens) - window.first).astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
     return rows

@@ -122,6 +122,21 @@ def test_an_interrupt_before_the_first_word(
     assert len(talk._fitting("x")) == 3
 
 
+def test_an_interrupt_while_memory_is_asked(
+    talk: Conversation, log: InteractionLog, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(text: str, follows: bool = False) -> object:
+        raise KeyboardInterrupt
+
+    list(talk.say("Hello"))
+    monkeypatch.setattr(runtime, "covers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        talk.say("Where do I live?")
+    monkeypatch.undo()
+    talk.fix("In Graz.")  # of this, not of what was said before
+    assert [(each.user, each.correction) for each in log.list()] == [("Hello", None), ("Where do I live?", "In Graz.")]
+
+
 def test_beginning_anew_between_pieces_keeps_conversations_apart(talk: Conversation, log: InteractionLog) -> None:
     old = talk.id
     stream = talk.say("Hello")

@@ -226,6 +226,9 @@ def test_forgotten_words_that_still_stand_elsewhere_betray_nothing(tiny: Path, m
         monkeypatch.setattr(gate, "answers", lambda runtime, asked: ["It is number 317."] * len(asked))
         assert came_back(runtime, gone) == 1.0
         assert came_back(runtime, gone, other) == 0.0
+        monkeypatch.undo()
+        too_long = Lesson("Which locker? " * runtime.n_ctx, "Your locker has the number 317.", "liked", (1,))
+        assert came_back(runtime, [too_long]) == 0.0  # which couldn't be asked
 
 
 def test_questions_in_other_words_come_before_more_of_the_same() -> None:
