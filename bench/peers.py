@@ -25,7 +25,7 @@ from typing import Any
 BATCHES, WIDE_BATCHES = (4, 16, 32), (32, 128, 512)  # on a processor, on an accelerator
 PACKS = (512, 2048, 8192)  # tokens of ours, of which an accelerator gets the best, as PEFT does
 PAIRS, MANY_PAIRS = 48, 512
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MODULES = ["gate_proj", "up_proj", "down_proj"]  # those that engrain adapts
 
 
 def main() -> None:

@@ -88,14 +88,16 @@ def _measure(path: Path, quick: bool, growth: bool, device: str) -> dict[str, An
     from engrain.device.runtime import Runtime
     from engrain.quant.gguf import open_gguf
     from engrain.update import speed_bench
-    from engrain.update.build import RANK, bare_layers
+    from engrain.update.build import ATTENTION, RANK, bare_layers
 
     output.note("starting new processes")
     first_token = median(serve_bench.first_token_seconds(path) for _ in range(1 if quick else 3))
     with Runtime.load(path) as runtime:
         output.note("decoding without and with an adapter")
         few = {"prompt": 64, "reply": 16, "rounds": 2} if quick else {}
-        served = serve_bench.serving(path, runtime, RANK, bare_layers(open_gguf(path)), **few)
+        gguf = open_gguf(path)
+        adapter = serve_bench.random_adapter(gguf, RANK, bare_layers(gguf), ATTENTION)
+        served = serve_bench.serving(runtime, adapter, **few)
         options = speed_bench.SpeedOptions.of(quick, growth, device)
         trained = speed_bench.measure(path, runtime, options, output.note)
     figures = {**trained, **served, "first_token_s": first_token}

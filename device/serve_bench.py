@@ -14,9 +14,9 @@ import numpy as np
 
 from engrain.device.runtime import Runtime
 from engrain.quant.adapter import Adapter
-from engrain.quant.gguf import GGUFModel, open_gguf
+from engrain.quant.gguf import GGUFModel
 from engrain.quant.gguf_lora import save_gguf
-from engrain.quant.names import is_linear
+from engrain.quant.names import is_feed_forward, is_linear
 
 _START = """
 import sys
@@ -27,26 +27,19 @@ with Runtime.load(sys.argv[1]) as runtime:
 
 
 def serving(
-    path: Path,
-    runtime: Runtime,
-    rank: int,
-    first_layer: int = 0,
-    prompt: int = 256,
-    reply: int = 48,
-    rounds: int = 5,
+    runtime: Runtime, adapter: Adapter, prompt: int = 256, reply: int = 48, rounds: int = 5
 ) -> dict[str, float]:
-    """Tokens/s of prefill and decoding without and with a random adapter, in turn; costs in percent of time.
+    """Tokens/s of prefill and decoding without and with an adapter, in turn; costs in percent of time.
 
     prompt, reply: tokens. The first round warms up and doesn't count.
     """
-    gguf = open_gguf(path)
     text = runtime.tokenize("The quick brown fox jumps over the lazy dog, and then it sleeps. ")
     prompt = min(prompt, runtime.n_ctx // 2)
     text = (text * (1 + runtime.n_ctx // len(text)))[: min(prompt + reply, runtime.n_ctx - 1)]
     times: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "random.gguf"
-        save_gguf(random_adapter(gguf, rank, first_layer), file)
+        file = Path(folder) / "adapter.gguf"
+        save_gguf(adapter, file)
         for turn in range(-1, rounds):
             for adapter_on in (False, True) if turn % 2 else (True, False):
                 if adapter_on:
@@ -77,8 +70,8 @@ def _timed(runtime: Runtime, text: Sequence[int], prompt: int) -> tuple[float, f
     return middle - start, time.perf_counter() - middle
 
 
-def random_adapter(gguf: GGUFModel, rank: int, first_layer: int, seed: int = 0) -> Adapter:
-    """Small random weights on every linear layer from `first_layer` up."""
+def random_adapter(gguf: GGUFModel, rank: int, first_layer: int, attention: bool = True, seed: int = 0) -> Adapter:
+    """Small random weights on every linear layer from `first_layer` up, or on the feed-forward's alone."""
     random = np.random.default_rng(seed)
 
     def pair(n_out: int, n_in: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +81,7 @@ def random_adapter(gguf: GGUFModel, rank: int, first_layer: int, seed: int = 0) 
     weights = {
         name: pair(*tensor.shape)
         for name, tensor in gguf.tensors.items()
-        if is_linear(name) and int(name.split(".")[1]) >= first_layer
+        if (is_linear if attention else is_feed_forward)(name) and int(name.split(".")[1]) >= first_layer
     }
     hyper = gguf.hyper
     return Adapter(rank, 2.0 * rank, gguf.architecture, hyper.n_head, hyper.n_head_kv, weights)

@@ -77,6 +77,11 @@ def is_linear(gguf_name: str) -> bool:
     return match is not None and match[1] in LINEARS
 
 
+def is_feed_forward(gguf_name: str) -> bool:
+    """Whether the name is of a feed-forward's linear layer."""
+    return is_linear(gguf_name) and ".ffn_" in gguf_name
+
+
 def rope_to_hf(rows: np.ndarray, n_head: int) -> np.ndarray:
     """Rows (n_head · d, …) from GGUF's order, pairs side by side, to Hugging Face's, half a head apart."""
     shape = rows.shape

@@ -7,9 +7,11 @@ import torch
 from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf import GGUFModel
+from engrain.quant.names import is_feed_forward
 from engrain.update.decoder import Decoder
 
 RANK, ALPHA = 8, 16.0
+ATTENTION = False  # whether its products have adapters: beside those of the feed-forward they bring nothing
 BARE = 0.6  # of the layers, the lowest, get no adapters of what is learned: what a word means is found there
 BARE_FOR_FORM = 0.2  # where replies to messages of any kind are to change: what is begun so high up is begun too late
 BARE_AT_SCHOOL = 0.2  # of those that learn to study or to read
@@ -27,16 +29,20 @@ def build_decoder(
     parent: Adapter | None = None,
     resident: bool = True,
     bare: float = BARE,
+    attention: bool = ATTENTION,
 ) -> Decoder:
     """The decoder with new adapters above a share of bare layers, and in them the parent's to train on from.
 
-    A parent that reaches further down goes on doing so.
+    A parent that reaches further down, or into attention, goes on doing so.
     """
     torch.manual_seed(seed)
     rank, lowest = RANK, bare_layers(gguf, bare)
     if parent:
         rank, lowest = parent.rank, min(lowest, *(int(n.split(".")[1]) for n in parent.weights))
-    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(device), resident=resident, first_layer=lowest)
+        attention = attention or not all(map(is_feed_forward, parent.weights))
+    decoder = Decoder(
+        gguf, rank, ALPHA, device=pick_device(device), resident=resident, first_layer=lowest, attention=attention
+    )
     if parent:
         weights = {n: (torch.from_numpy(a), torch.from_numpy(b)) for n, (a, b) in parent.weights.items()}
         for group in decoder.groups():

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engrain.quant.adapter import Adapter
 from engrain.quant.gguf import GGUFModel
+from engrain.quant.names import is_feed_forward
 from engrain.update import fused
 from engrain.update.architectures import architecture_of
 from engrain.update.attention import Mask, attend
@@ -65,7 +66,9 @@ class Linear(nn.Module):
 class Layer(nn.Module):
     """One transformer block on a pack's flat rows (T, n_embd)."""
 
-    def __init__(self, weights: Weights, index: int, rope: Rope, rank: int, alpha: float) -> None:
+    def __init__(
+        self, weights: Weights, index: int, rope: Rope, rank: int, alpha: float, attention: bool = True
+    ) -> None:
         super().__init__()
         model, self.hyper = weights.model, weights.model.hyper
         meta, arch = model.metadata, model.architecture
@@ -75,7 +78,8 @@ class Layer(nn.Module):
         def linear(*parts: str) -> Linear:
             names = [f"{block}{p}.weight" for p in parts]
             bias = weights.vector(*(f"{block}{p}.bias" for p in parts))
-            return Linear(weights.matrix(*names), names, bias, rank, alpha)
+            adapted = attention or is_feed_forward(names[0])
+            return Linear(weights.matrix(*names), names, bias, rank * adapted, alpha)
 
         def norm(name: str) -> Norm | None:
             weight = weights.vector(f"{block}{name}.weight")
@@ -136,6 +140,7 @@ class Decoder(nn.Module):
     Args:
         model: an open GGUF of an architecture in `architectures.ARCHITECTURES`.
         rank, alpha: of the adapters on every linear layer of the blocks from `first_layer` up.
+        attention: whether attention's linear layers have adapters too, or the feed-forward's alone.
         dtype: of base weights and activations; None picks bfloat16 where the processor multiplies it fast.
         resident: keep the base dequantised, or dequantise each layer when it is needed.
 
@@ -153,6 +158,7 @@ class Decoder(nn.Module):
         resident: bool = True,
         context: int = 512,
         first_layer: int = 0,
+        attention: bool = True,
     ) -> None:
         super().__init__()
         arch = architecture_of(model.architecture, model.metadata)
@@ -171,9 +177,9 @@ class Decoder(nn.Module):
         meta = model.metadata
         window = meta.get(f"{model.architecture}.attention.sliding_window", 0)
         self.window = int(window if isinstance(window, (int, float)) else 0)
+        ropes = [self.local_rope if arch.is_windowed(i) else self.rope for i in range(model.hyper.n_layer)]
         self.layers = nn.ModuleList(
-            Layer(weights, i, self.local_rope if arch.is_windowed(i) else self.rope, rank * (i >= first_layer), alpha)
-            for i in range(model.hyper.n_layer)
+            Layer(weights, i, each, rank * (i >= first_layer), alpha, attention) for i, each in enumerate(ropes)
         )
         self.embedding = weights.matrix("token_embd.weight")
         self.head = weights.matrix("output.weight") if "output.weight" in model.tensors else self.embedding

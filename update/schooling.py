@@ -93,7 +93,7 @@ def make(
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Train for `budget` seconds at most, and write the adapter as a GGUF LoRA."""
-    decoder = build_decoder(gguf, device, resident=resident, bare=BARE_AT_SCHOOL)
+    decoder = build_decoder(gguf, device, resident=resident, bare=BARE_AT_SCHOOL, attention=True)
     subject.teach(runtime, decoder, budget, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_gguf(extract(decoder, gguf), out, half=True)

@@ -31,7 +31,7 @@ import torch
 from engrain.device.runtime import Runtime
 from engrain.quant.gguf import GGUFModel, open_gguf
 from engrain.update import footprint
-from engrain.update.build import ALPHA, RANK, bare_layers, pick_device
+from engrain.update.build import ALPHA, ATTENTION, RANK, bare_layers, build_decoder, pick_device
 from engrain.update.decoder import Decoder, Layer, Linear, fast_dtype
 from engrain.update.lora import LoraGroup
 from engrain.update.pack import Example, Pack, pack_examples, plan_packs
@@ -115,7 +115,8 @@ def make_pairs(count: int, seed: int = 0) -> list[Lesson]:
 
 def build(gguf: GGUFModel, rank: int, first_layer: int, device: str = "auto") -> Decoder:
     """A decoder with its base weights already dequantised, as the second step of training finds it."""
-    decoder = Decoder(gguf, rank, ALPHA, device=pick_device(device), first_layer=first_layer)
+    where = pick_device(device)
+    decoder = Decoder(gguf, rank, ALPHA, device=where, first_layer=first_layer, attention=ATTENTION)
     for module in decoder.modules():
         if isinstance(module, Linear):
             module.base()
@@ -224,8 +225,7 @@ def size(path: Path, device: str = "auto", pairs: int = 16, seed: int = 0) -> di
         examples = to_examples(runtime, make_pairs(pairs, seed))
     where, rows = pick_device(device), TrainOptions().pack_tokens
     plan = footprint.choose(gguf, rows, RANK, fast_dtype(where), where)
-    torch.manual_seed(seed)
-    decoder = Decoder(gguf, RANK, ALPHA, device=where, resident=plan.resident, first_layer=bare_layers(gguf))
+    decoder = build_decoder(gguf, where, seed, resident=plan.resident)
     gradient = Gradient(decoder)
     train_passes(gradient, examples[:4] if where == "cpu" else examples, 0.0)
     _, seconds = train_passes(gradient, examples, 0.0)

@@ -33,6 +33,21 @@ def test_one_trained_on_from_reaches_further_down_and_never_less(tmp_path: Path)
     assert build_decoder(gguf, "cpu", parent=own, bare=0.6).lowest == 1
 
 
+def test_attention_has_adapters_only_where_a_parent_has_them(tmp_path: Path) -> None:
+    for architecture in ("llama", "phi3"):  # phi3: gate and up in one
+        gguf = open_gguf(build_tiny_gguf(tmp_path / f"{architecture}.gguf", architecture, n_layer=5))
+        own = extract(build_decoder(gguf, "cpu"), gguf)
+        assert {int(name.split(".")[1]) for name in own.weights} == {3, 4}
+        parts = {name.split(".")[2] for name in own.weights}
+        assert parts == {"ffn_up", "ffn_down"} | ({"ffn_gate"} if architecture == "llama" else set())
+        whole = extract(build_decoder(gguf, "cpu", attention=True), gguf)
+        attention = {name.split(".")[2] for name in whole.weights} - parts
+        inputs = {"attn_q", "attn_k", "attn_v"} if architecture == "llama" else {"attn_qkv"}
+        assert attention == {*inputs, "attn_output"}
+        assert extract(build_decoder(gguf, "cpu", parent=own), gguf).weights.keys() == own.weights.keys()
+        assert extract(build_decoder(gguf, "cpu", parent=whole), gguf).weights.keys() == whole.weights.keys()
+
+
 def test_a_lent_adapter_takes_the_place_of_its_own(tmp_path: Path) -> None:
     gguf = open_gguf(build_tiny_gguf(tmp_path / "m.gguf", "llama", n_layer=5))
     pack = pack_examples([Example((5, 6, 7, 8), 2)])
