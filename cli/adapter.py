@@ -121,7 +121,7 @@ def export(
       engrain adapter export 3 --to peft -o my-adapter
       engrain adapter export 3 --to gguf -o my-adapter.gguf
     """
-    from engrain.device.registry import LESSONS, PROBES
+    from engrain.device.registry import CARD, LESSONS, PROBES
 
     registry = _registry()
     version = _sound(registry.get(name))
@@ -131,8 +131,9 @@ def export(
         if to is Format.gguf:
             write_atomic(target, registry.gguf(version).read_bytes())
         else:
-            # Not the lessons, probes and report: they hold what was said, word for word.
-            others = shutil.ignore_patterns(LESSONS, PROBES, "report.html")
+            # Not the lessons, probes and report: they hold what was said, word for word; so do cards of before 0.1.
+            told = [LESSONS, PROBES, "report.html", *([] if "engrain.status" in version.metadata else [CARD])]
+            others = shutil.ignore_patterns(*told)
             shutil.copytree(version.folder, target, dirs_exist_ok=True, ignore=others)
     except shutil.Error as error:
         raise EngrainError(f"{target} can't be written ({error}): choose another path") from error

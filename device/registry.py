@@ -66,11 +66,6 @@ class Version:
         """Whether it failed its checks, and was kept aside."""
         return self.metadata.get("engrain.status") == "rejected"
 
-    @property
-    def learned(self) -> frozenset[int]:
-        """Ids of the interactions that its weights were trained on."""
-        return frozenset(each for each in _listed(self.metadata, "interactions") if isinstance(each, int))
-
 
 class Registry:
     """The versions in a data folder. Any number of processes may use it at once."""
@@ -189,11 +184,12 @@ class Registry:
 
     def seen(self, name: str) -> set[int]:
         """Ids of the interactions that a version's weights were trained on, or those that it was trained on from."""
-        return {id for each in self.ancestors(name) for id in _read(self.home.adapters / each).learned}
+        return {id for each in self.ancestors(name) for id in _learned(self.home.adapters / each)}
 
     def holders(self, interactions: Collection[int]) -> Versions:
         """The versions whose weights saw one of these (ids), oldest first; rejected ones too."""
-        return [version for version in self.list() if self.seen(version.name).intersection(interactions)]
+        holding = [name for name in self._names() if self.seen(name).intersection(interactions)]
+        return [_read(self.home.adapters / name) for name in holding]
 
     def ancestors(self, name: str) -> Names:
         """`name`, then its parents, theirs, and so on; those that were removed since are named too."""
@@ -204,9 +200,9 @@ class Registry:
             if next_name not in found:
                 found[next_name] = None
                 if _NAME.fullmatch(next_name):
-                    version = _read(self.home.adapters / next_name)
-                    waiting += version.parents
-                    waiting += [each for each in _listed(version.metadata, "ancestors") if isinstance(each, str)]
+                    metadata = _metadata(self.home.adapters / next_name)
+                    listed = [*_listed(metadata, "parents"), *_listed(metadata, "ancestors")]
+                    waiting += [each for each in listed if isinstance(each, str)]
         return [*found]
 
     def verified_current(self, base_sha256: str) -> tuple[Version | None, str | None]:
@@ -339,6 +335,22 @@ def _read(folder: Path) -> Version:
     except (OSError, ValueError, RecursionError) as error:
         return replace(version, problem=f"is damaged: {error}")
     return replace(version, base=base, created=created, parents=tuple(parents), metadata=metadata, sha256=digest)
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    """What the version in this folder says of itself, be its weights damaged or not; nothing where that is lost."""
+    try:
+        return read_header(folder / WEIGHTS)
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _learned(folder: Path) -> set[int]:
+    """Ids of the interactions that the weights in this folder were trained on: as they say, and as the lessons do."""
+    found = _listed(_metadata(folder), "interactions")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        found += [id for row in read_rows(folder / LESSONS) for id in row["source"]]
+    return {id for id in found if isinstance(id, int)}
 
 
 def _listed(metadata: Mapping[str, str], key: str) -> list[Any]:

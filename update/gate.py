@@ -5,7 +5,7 @@ Only the tutor weighs its replies where it trained, in PyTorch, within rounding 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -101,15 +101,21 @@ def divergence(runtime: Runtime, anchors: Sequence[Example]) -> float:
 def came_back(runtime: Runtime, gone: Sequence[Lesson], standing: Sequence[Lesson] = ()) -> float:
     """Share of the questions for forgotten answers that are answered with all of an answer's new words.
 
-    standing: lessons that are still taught; words of theirs betray nothing. A question too long to be asked isn't.
+    standing: lessons that are still taught; words of theirs betray nothing. Nor does a single letter, and a question
+    too long to be asked isn't asked.
     """
+
+    def betrays(words: Set[str]) -> bool:
+        text = "".join(words)
+        return len(text) > 1 or text.isdigit()
+
+    def fits(question: str) -> bool:
+        return len(runtime.prompt_tokens([{"role": "user", "content": question}])) < runtime.n_ctx
+
     known = {word for lesson in standing for word in wording.content_words(lesson.answer)}
     news = [set(wording.content_words(g.answer)) - set(wording.content_words(g.question)) - known for g in gone]
-    asked = [
-        (lesson.question, words)
-        for lesson, words in zip(gone, news, strict=True)
-        if words and len(runtime.prompt_tokens([{"role": "user", "content": lesson.question}])) < runtime.n_ctx
-    ]
+    pairs = zip((lesson.question for lesson in gone), news, strict=True)
+    asked = [(question, words) for question, words in pairs if betrays(words) and fits(question)]
     found = answers(runtime, [question for question, _ in asked])
     hits = [words <= set(wording.words(text)) for (_, words), text in zip(asked, found, strict=True)]
     return sum(hits) / len(hits) if hits else 0.0

@@ -195,7 +195,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
         with decoder.bare():
             curriculum, exam, known = _study(job, runtime, decoder, examiner, Reader(runtime, decoder, reader))
         if not _teaches(job, curriculum):
-            return _nothing(job, log)
+            return _nothing(job, curriculum, log)
         learned = tuple(dict.fromkeys(f.said for f in curriculum.facts))
         if job.options.dry_run:
             return Outcome("nothing", None, len(curriculum.lessons), learned=learned)
@@ -218,20 +218,25 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
 
 
 def _teaches(job: _Job, curriculum: Curriculum) -> bool:
-    """Whether there is anything to train for: something new, or an adapter without what was forgotten."""
-    new = {it.id for it in job.fresh}
-    return any(lesson.source and (job.past.anew or new.intersection(lesson.source)) for lesson in curriculum.lessons)
+    """Whether there is anything to train for: something new, or an adapter without what was forgotten or ended."""
+    sources = set().union(*(lesson.source for lesson in curriculum.lessons))
+    changed = job.past.anew or curriculum.replaced or sources.intersection(it.id for it in job.fresh)
+    return bool(sources and changed)
 
 
-def _nothing(job: _Job, log: InteractionLog) -> Outcome:
-    """What is new teaches nothing, and isn't studied again; where nothing is left to know, no adapter is in use."""
-    if job.options.dry_run:
+def _nothing(job: _Job, curriculum: Curriculum, log: InteractionLog) -> Outcome:
+    """What is new teaches nothing; where nothing is left to know, no adapter is in use.
+
+    What an adapter in use needn't learn isn't studied again.
+    """
+    if job.options.dry_run or job.parent is None:
         return Outcome("nothing")
-    if job.past.anew:
-        job.registry.use(None)
-    elif job.parent:
-        log.mark_learned(job.fresh, job.parent.name, job.sha)
-    return Outcome("nothing", job.registry.current_name())
+    if job.past.anew or curriculum.replaced:
+        if job.registry.current_name() == job.parent.name:
+            job.registry.use(None)
+        return Outcome("nothing")
+    log.mark_learned(job.fresh, job.parent.name, job.sha)
+    return Outcome("nothing", job.parent.name)
 
 
 def _schooled(job: _Job, runtime: Runtime, subject: Subject, resident: bool) -> tuple[Path, Adapter]:

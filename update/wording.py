@@ -44,6 +44,11 @@ _FUNCTION = frozenset(
     "never often now today name called remember tell know please i'm i've i'd i'll we're we've it's don't can't "
     "didn't isn't haven't".split()
 )
+# Of Chinese and Japanese.
+_UNSPACED_FUNCTION = frozenset(
+    "我你您他她它们的了是在有和不吗呢吧啊这那个什么谁哪几怎为就都也很要会能可以去来"
+    "私はがをにでとのもかよねへやするいますたてだっ"
+)
 # Of German, Dutch, French, Spanish, Italian and Portuguese, and not English words.
 _OTHER = (
     frozenset(
@@ -98,7 +103,7 @@ def words(text: str) -> list[str]:
 
 def content_words(text: str) -> list[str]:
     """The words that say what a text is about, in order."""
-    return [w for w in words(text) if w not in _FUNCTION]
+    return [w for w in words(text) if w not in _FUNCTION and w not in _UNSPACED_FUNCTION]
 
 
 def stem(word: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engrain.device.home import Home, HomeError, open_home
-from engrain.device.registry import CONFIG, WEIGHTS, Registry, RegistryError, read_header
+from engrain.device.registry import CONFIG, LESSONS, WEIGHTS, Registry, RegistryError, read_header
 from engrain.quant.adapter import Adapter
 from engrain.quant.errors import EngrainError
 from engrain.quant.gguf_lora import load_gguf
@@ -253,6 +253,9 @@ def test_what_the_weights_saw_is_known_whatever_was_removed(registry):
     registry.remove(one.name)
     assert [v.name for v in registry.holders([7, 9])] == [aside.name, three.name]
     assert [v.name for v in registry.holders([5])] == []  # of that alone its own parent knew
+    damage(three.folder / WEIGHTS)  # which hold it still
+    older = registry.add(adapter(6), "", {LESSONS: b'{"source": [11]}\n'})  # of before the lists were kept
+    assert [v.name for v in registry.holders([7, 11])] == [three.name, older.name]
     assert (aside.rejected, three.rejected) == (True, False)
 
 
