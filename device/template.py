@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -34,6 +35,23 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, in which a product can't fill the memory either: "a" * 10**10, 9**(9**9)."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        def size(value: Any) -> int:
+            return len(value) if isinstance(value, str | list | tuple) else int(abs(value))
+
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # what isn't to be multiplied says so itself
+            whole = isinstance(left, int | float) and isinstance(right, int | float)
+            large = size(left).bit_length() * size(right) if operator == "**" else size(left) * size(right)
+            if large > _LONGEST and not (whole and operator == "*"):
+                raise TemplateError("the model's chat template writes without end: use another model file")
+        return super().call_binop(context, operator, left, right)
+
+
 class ChatTemplate:
     """Messages to prompt text. Without a template: "User: …\\nAssistant: …", system text on top.
 
@@ -46,7 +64,7 @@ class ChatTemplate:
         self._compiled: jinja2.Template | None = None
         if source is None:
             return
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json

@@ -74,6 +74,10 @@ def test_without_a_template() -> None:
         "{{ raise_exception('no') }}",
         "{{ messages[99].content.x }}",
         "{{ 1 / 0 }}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * [1, 2] }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'a' * 'b' }}",
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
     ],
 )
@@ -81,6 +85,11 @@ def test_hostile_templates_are_one_line_errors(source: str) -> None:
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render(TALK[1:2])
     assert "\n" not in str(caught.value)
+
+
+def test_products_of_a_sensible_size_are_computed() -> None:
+    template = ChatTemplate("{{ '-' * 3 }}{{ 2 * [1] }}{{ 3 * 0.5 }}{{ 2 ** 10 }}{{ 10 ** 9 * 10 ** 9 }}")
+    assert template.render(TALK) == "---[1, 1]1.510241000000000000000000"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ (" + "(" * 5000, "{% nonsense %}"])
