@@ -27,7 +27,7 @@ with Runtime.load(sys.argv[1]) as runtime:
 
 
 def serving(
-    runtime: Runtime, adapter: Adapter, prompt: int = 256, reply: int = 48, rounds: int = 5
+    runtime: Runtime, adapter: Adapter, prompt: int = 256, reply: int = 48, rounds: int = 9
 ) -> dict[str, float]:
     """Tokens/s of prefill and decoding without and with an adapter, in turn; costs in percent of time.
 
