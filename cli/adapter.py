@@ -67,6 +67,7 @@ def show(name: NameArgument, json_: JsonOption = False) -> None:
     \b
       engrain adapter show 3
     """
+    from engrain.device.registry import metadata_value
     from engrain.device.scope import read_scope
 
     registry = _registry()
@@ -76,7 +77,7 @@ def show(name: NameArgument, json_: JsonOption = False) -> None:
     values["sha256"] = version.sha256
     values["scope"] = "its own" if read_scope(version.folder) else "always on"
     for key in ("interactions", "training", "gate"):
-        values[key] = _metadata(version, key)
+        values[key] = metadata_value(version.metadata, key)
     if json_:
         output.as_json(values)
         return
@@ -121,10 +122,10 @@ def export(
       engrain adapter export 3 --to peft -o my-adapter
       engrain adapter export 3 --to gguf -o my-adapter.gguf
     """
-    from engrain.device.registry import CARD, LESSONS, PROBES
+    from engrain.device.registry import CARD, LESSONS, PROBES, sound
 
     registry = _registry()
-    version = _sound(registry.get(name))
+    version = sound(registry.get(name))
     target = path.expanduser().absolute()
     refuse_existing(target, overwrite)
     try:
@@ -194,14 +195,10 @@ def _registry() -> Registry:
     return Registry(open_home())
 
 
-def _sound(version: Version) -> Version:
-    if version.problem is not None:
-        raise EngrainError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
-    return version
-
-
 def _row(version: Version, current: str | None) -> dict[str, Any]:
-    interactions = _metadata(version, "interactions")
+    from engrain.device.registry import metadata_value
+
+    interactions = metadata_value(version.metadata, "interactions")
     return {
         "name": version.name,
         "created": version.created,
@@ -213,11 +210,3 @@ def _row(version: Version, current: str | None) -> dict[str, Any]:
         "current": version.name == current,
         "problem": version.problem,
     }
-
-
-def _metadata(version: Version, key: str) -> Any:
-    """A JSON value of the metadata, None when it is missing or no JSON."""
-    try:
-        return json.loads(version.metadata.get(f"engrain.{key}", "null"))
-    except (ValueError, RecursionError):
-        return None

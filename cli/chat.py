@@ -282,7 +282,7 @@ class _Loop:
                 return
         self._conversation.forget(*(each.id for each in found))
         output.note(f"forgotten: {len(found)}")
-        warn_learned([version.name for version in self._session.registry.holders([each.id for each in found])])
+        warn_learned(self._session.registry.holders([each.id for each in found]))
 
 
 def warn_learned(adapters: list[str]) -> None:

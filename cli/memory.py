@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +109,7 @@ def forget(
     for each in wanted:
         print(f"forgotten: {each.id}  {output.shorten(each.user)}")
     registry = Registry(home)
-    holders = [version.name for version in registry.holders([each.id for each in wanted])]
+    holders = registry.holders([each.id for each in wanted])
     if not holders:
         return
     if registry.current_name() in holders:
@@ -141,7 +141,8 @@ def _relearn(home: Home, registry: Registry, holders: list[str], later: bool) ->
     with `later` it goes out of use at once, and all that is left counts as not learned.
     """
     if later:
-        registry.use(_newest_without(registry, holders))
+        clean = registry.newest(registry.get(registry.current_name() or "").base, without=holders)
+        registry.use(clean.name if clean else None)
         output.note(f"in use: {registry.current_name() or 'no adapter'}; `engrain learn` learns again what is left")
         return
     from engrain.cli.learn import learn_once
@@ -153,14 +154,6 @@ def _relearn(home: Home, registry: Registry, holders: list[str], later: bool) ->
     if outcome.status == "rejected":
         registry.use(None)
         output.note("the new adapter did not pass its checks: no adapter is in use; try `engrain learn --force`")
-
-
-def _newest_without(registry: Registry, holders: Collection[str]) -> str | None:
-    """The newest version for the same model that passed its checks and is none of these."""
-    versions = registry.list()
-    base = next((each.base for each in versions if each.name == registry.current_name()), "")
-    clean = [each.name for each in versions if each.base == base and not (each.problem or each.rejected)]
-    return next((name for name in reversed(clean) if name not in holders), None)
 
 
 @app.command()

@@ -45,9 +45,9 @@ class Session:
         if name == NO_ADAPTER:
             self.runtime.detach()
             return None
-        version = self.registry.get(name)
-        if version.problem is not None:
-            raise EngrainError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
+        from engrain.device.registry import sound
+
+        version = sound(self.registry.get(name))
         if version.base != self.model_sha:
             raise EngrainError(
                 f"adapter {version.name} is for another model than {self.model.name}: choose it with --model"

@@ -130,7 +130,7 @@ class Registry:
             finally:
                 if temporary is not None:
                     shutil.rmtree(temporary, ignore_errors=True)
-        return _sound(_read(target))
+        return sound(_read(target))
 
     def use(self, name: str | None) -> Version | None:
         """Make a version current, None for no adapter. RegistryError or AdapterError if it doesn't load."""
@@ -186,10 +186,11 @@ class Registry:
         """Ids of the interactions that a version's weights were trained on, or those that it was trained on from."""
         return {id for each in self.ancestors(name) for id in _learned(self.home.adapters / each)}
 
-    def holders(self, interactions: Collection[int]) -> Versions:
+    def holders(self, interactions: Collection[int]) -> Names:
         """The versions whose weights saw one of these (ids), oldest first; rejected ones too."""
-        holding = [name for name in self._names() if self.seen(name).intersection(interactions)]
-        return [_read(self.home.adapters / name) for name in holding]
+        names = self._names()
+        learned = {name for name in names if _learned(self.home.adapters / name).intersection(interactions)}
+        return [name for name in names if learned.intersection(self.ancestors(name))]
 
     def ancestors(self, name: str) -> Names:
         """`name`, then its parents, theirs, and so on; those that were removed since are named too."""
@@ -222,16 +223,22 @@ class Registry:
             if version.problem is None and version.base == base_sha256:
                 return version, None
             reason = f"adapter {name} " + (version.problem or "is for another model")
-        for older in reversed(self._names()):
-            if older != name and (named is None or int(older.partition("-")[0]) <= int(named[1])):
-                version = _read(self.home.adapters / older)
-                if version.problem is None and version.base == base_sha256 and not version.rejected:
-                    return version, f"{reason}: going on with {older}"
+        newer = [each for each in self._names() if named and int(each.partition("-")[0]) > int(named[1])]
+        if older := self.newest(base_sha256, without=[name, *newer]):
+            return older, f"{reason}: going on with {older.name}"
         return None, f"{reason}, and there is no earlier one for this model: going on without"
+
+    def newest(self, base_sha256: str, without: Collection[str]) -> Version | None:
+        """The newest good version for the base that passed its checks, and is none of these."""
+        for name in reversed(self._names()):
+            version = _read(self.home.adapters / name) if name not in without else None
+            if version and version.problem is None and version.base == base_sha256 and not version.rejected:
+                return version
+        return None
 
     def gguf(self, version: Version) -> Path:
         """The version as a GGUF LoRA for llama.cpp: derived, cached, built again when it isn't there."""
-        version = _sound(_read(version.folder))
+        version = sound(_read(version.folder))
         target = self._gguf_path(version)
         if not target.is_file():
             from engrain.quant.gguf_lora import save_gguf
@@ -353,16 +360,22 @@ def _learned(folder: Path) -> set[int]:
     return {id for id in found if isinstance(id, int)}
 
 
+def metadata_value(metadata: Mapping[str, str], key: str) -> Any:
+    """A JSON value of the metadata, None when it is missing or no JSON."""
+    try:
+        return json.loads(metadata.get(f"engrain.{key}", "null"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _listed(metadata: Mapping[str, str], key: str) -> list[Any]:
     """A list of the metadata; empty where there is none."""
-    try:
-        found = json.loads(metadata.get(f"engrain.{key}", "[]"))
-    except (ValueError, RecursionError):
-        return []
+    found = metadata_value(metadata, key)
     return found if isinstance(found, list) else []
 
 
-def _sound(version: Version) -> Version:
+def sound(version: Version) -> Version:
+    """The version; RegistryError if it is damaged."""
     if version.problem is not None:
         raise RegistryError(f"adapter {version.name} {version.problem}; `engrain adapter list` shows the others")
     return version
@@ -371,7 +384,7 @@ def _sound(version: Version) -> Version:
 def _loadable(version: Version) -> Version:
     from engrain.quant.peft import load_peft
 
-    load_peft(_sound(version).folder)
+    load_peft(sound(version).folder)
     return version
 
 

@@ -41,13 +41,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**"))
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        def size(value: Any) -> int:
-            return len(value) if isinstance(value, str | list | tuple) else int(abs(value))
-
-        with contextlib.suppress(TypeError, ValueError, OverflowError):  # what isn't to be multiplied says so itself
-            whole = isinstance(left, int | float) and isinstance(right, int | float)
-            large = size(left).bit_length() * size(right) if operator == "**" else size(left) * size(right)
-            if large > _LONGEST and not (whole and operator == "*"):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # two numbers, or what has no product
+            text, times = (right, left) if isinstance(left, int) else (left, right)
+            size = int(abs(left)).bit_length() * abs(right) if operator == "**" else len(text) * abs(times)
+            if size > _LONGEST:
                 raise TemplateError("the model's chat template writes without end: use another model file")
         return super().call_binop(context, operator, left, right)
 

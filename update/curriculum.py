@@ -97,6 +97,11 @@ class Curriculum:
         return [*self.lessons, *self.past.lessons]
 
     @property
+    def sources(self) -> set[int]:
+        """Ids of the interactions that the lessons come from."""
+        return {id for lesson in self.lessons for id in lesson.source}
+
+    @property
     def is_about_form(self) -> bool:
         """Whether replies to messages of any kind are to change."""
         return any(lesson.kind == "form" for lesson in self.in_scope())

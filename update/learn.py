@@ -219,7 +219,7 @@ def _update(job: _Job, log: InteractionLog) -> Outcome:
 
 def _teaches(job: _Job, curriculum: Curriculum) -> bool:
     """Whether there is anything to train for: something new, or an adapter without what was forgotten or ended."""
-    sources = set().union(*(lesson.source for lesson in curriculum.lessons))
+    sources = curriculum.sources
     changed = job.past.anew or curriculum.replaced or sources.intersection(it.id for it in job.fresh)
     return bool(sources and changed)
 
@@ -389,7 +389,7 @@ def _metadata(
         "engrain.status": "accepted" if accepted else "rejected",
         "engrain.parents": json.dumps([job.warm.name] if job.warm else []),
         "engrain.ancestors": json.dumps(job.registry.ancestors(job.warm.name) if job.warm else []),
-        "engrain.interactions": json.dumps(sorted(seen.union(*(lesson.source for lesson in curriculum.lessons)))),
+        "engrain.interactions": json.dumps(sorted(seen | curriculum.sources)),
         "engrain.training": json.dumps(asdict(settings)),
         "engrain.gate": json.dumps(checks.as_dict()),
     }

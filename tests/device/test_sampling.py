@@ -77,15 +77,20 @@ def test_bytes_in_any_cuts_give_the_text(text: str, cuts: list[int]) -> None:
     assert not any("\ufffd" in piece for piece in pieces if "\ufffd" not in text)
 
 
-@given(st.text("ab\nUs"), st.lists(st.integers(1, 3), min_size=1))
-def test_stop_string_ends_the_text_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
-    assembler = TextAssembler(["\nUs"])
+def fed(assembler: TextAssembler, text: str, cuts: list[int]) -> str:
+    """What it shows of a text that comes in pieces of these sizes, in turn, until it stops."""
     shown, at, turn = "", 0, 0
     while at < len(text) and not assembler.stopped:
         step = cuts[turn % len(cuts)]
         shown += assembler.feed(text[at : at + step].encode())
         at, turn = at + step, turn + 1
-    shown += assembler.rest()
+    return shown + assembler.rest()
+
+
+@given(st.text("ab\nUs"), st.lists(st.integers(1, 3), min_size=1))
+def test_stop_string_ends_the_text_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
+    assembler = TextAssembler(["\nUs"])
+    shown = fed(assembler, text, cuts)
     before, found, _ = text.lstrip().partition("\nUs")
     assert shown == before
     assert assembler.stopped == bool(found)
@@ -95,12 +100,7 @@ def test_stop_string_ends_the_text_wherever_it_is_cut(text: str, cuts: list[int]
 def test_the_first_of_several_stop_strings_ends_it(text: str, cuts: list[int]) -> None:
     stops = ("ab", "cb", "bca")  # none is part of another
     assembler = TextAssembler(stops)
-    shown, at, turn = "", 0, 0
-    while at < len(text) and not assembler.stopped:
-        step = cuts[turn % len(cuts)]
-        shown += assembler.feed(text[at : at + step].encode())
-        at, turn = at + step, turn + 1
-    shown += assembler.rest()
+    shown = fed(assembler, text, cuts)
     ends = [i for i in range(len(text)) if text.startswith(stops, i)]
     assert assembler.stopped == bool(ends)
     assert shown == (text[: ends[0]] if ends else text)

@@ -87,7 +87,8 @@ def test_grammar_asks_what_a_person_would(said: str, question: str) -> None:
 
 
 def test_the_words_that_are_news_are_those_that_llama_cpp_expects_least(tiny: Path) -> None:
-    said = ["My goat Pimlico eats thistles.", "We parked the van behind the old mill.", "Oh.", "My dog is Bořek."]
+    said = ["My goat Pimlico eats thistles.", "We parked the yellow van behind the old mill.", "Oh."]
+    said += ["My dog is Bořek."]
     decoder = Decoder(open_gguf(tiny), dtype=torch.float32)
     with Runtime.load(tiny) as runtime:
         found = surprising_words(runtime, decoder, said, keep=99)
